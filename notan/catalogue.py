@@ -1,0 +1,146 @@
+"""What methods there are, read from their source with `ast`: no method and no torch is imported.
+
+A method file holds literals (`CARD`, `RECIPES`, defaults) and annotations, so its catalogue row, its flags and its help
+can be read from the text. `notan --help` and `notan list` therefore start at once.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from notan.errors import NotanError, did_you_mean
+
+ROOT = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One argument of a method: a tower (positional) or a flag (keyword-only)."""
+
+    name: str
+    annotation: str
+    default: Any = None
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of `methods/` as a reader of its text sees it."""
+
+    slug: str
+    path: Path
+    cls: str
+    doc: str
+    card: dict[str, Any]
+    recipes: dict[str, dict[str, Any]]
+    towers: tuple[Parameter, ...] = ()
+    flags: tuple[Parameter, ...] = ()
+    helps: dict[str, str] = field(default_factory=dict)
+    has: frozenset[str] = frozenset()
+
+    @property
+    def title(self) -> str:
+        return self.card["title"]
+
+
+@cache
+def methods() -> dict[str, Entry]:
+    """Slug to entry, for every file of `methods/` whose name does not start with an underscore."""
+    files = sorted(p for p in (ROOT / "methods").glob("*.py") if not p.name.startswith("_"))
+    return {p.stem: read(p) for p in files}
+
+
+def method(slug: str) -> Entry:
+    """The entry of one method; an unknown name is answered with the nearest one."""
+    if slug not in methods():
+        raise NotanError(f"there is no method {slug!r}", "a name from `notan list`", did_you_mean(slug, methods()))
+    return methods()[slug]
+
+
+def claims() -> dict[str, Path]:
+    """Slug to file, for every claim."""
+    return {p.stem: p for p in sorted((ROOT / "claims").glob("*.py")) if not p.name.startswith("_")}
+
+
+def sources() -> dict[str, dict[str, Any]]:
+    """Name to the literal `SOURCE` of every built-in data source."""
+    found = {}
+    for path in sorted((ROOT / "data" / "sources").glob("*.py")):
+        if not path.name.startswith("_"):
+            source = _literals(path, ast.parse(path.read_text())).get("SOURCE")
+            if source:
+                found[source["name"]] = source
+    return found
+
+
+def read(path: Path) -> Entry:
+    """Parse one method file. Raises `NotanError` when something that must be a literal is not one."""
+    tree = ast.parse(path.read_text())
+    named = _literals(path, tree)
+    classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and "loss" in _defs(n)]
+    if len(classes) != 1 or "CARD" not in named or "RECIPES" not in named:
+        raise NotanError(
+            f"{path.name} has {len(classes)} classes with a `loss` and the names {sorted(named)}",
+            "one class with `loss`, a literal CARD and literal RECIPES",
+            "see docs/add-a-method.md, or start the file's name with an underscore",
+        )
+    cls = classes[0]
+    init = next(f for f in cls.body if isinstance(f, ast.FunctionDef) and f.name == "__init__")
+    towers = tuple(Parameter(a.arg, _text(a.annotation), required=True) for a in init.args.args[1:])
+    flags = tuple(
+        Parameter(a.arg, _text(a.annotation), None if d is None else _literal(path, d), d is None)
+        for a, d in zip(init.args.kwonlyargs, init.args.kw_defaults)
+    )
+    doc = ast.get_docstring(cls) or ""
+    return Entry(path.stem, path, cls.name, ast.get_docstring(tree) or "", named["CARD"], named["RECIPES"], towers,
+                 tuple(f for f in flags if f.name != "data"), _argument_help(doc), frozenset(_defs(cls)))
+
+
+def _literals(path: Path, tree: ast.Module) -> dict[str, Any]:
+    named = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if name in ("CARD", "RECIPES", "SOURCE", "CLAIM"):
+                named[name] = _literal(path, node.value)
+    return named
+
+
+def _literal(path: Path, node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise NotanError(
+            f"{path.name}:{node.lineno} computes a value: {ast.unparse(node)[:60]}",
+            "literals in CARD, RECIPES and defaults, so that help needs no import",
+            "write the value out",
+        ) from None
+
+
+def _defs(cls: ast.ClassDef) -> list[str]:
+    return [f.name for f in cls.body if isinstance(f, ast.FunctionDef)]
+
+
+def _text(node: ast.expr | None) -> str:
+    return ast.unparse(node) if node is not None else ""
+
+
+def _argument_help(doc: str) -> dict[str, str]:
+    """`name: sentence` lines of a class docstring, continued by deeper indentation."""
+    helps: dict[str, str] = {}
+    current, depth = "", 0
+    for line in doc.splitlines():
+        indent = len(line) - len(line.lstrip())
+        head, colon, rest = line.strip().partition(": ")
+        if colon and head.isidentifier():
+            current, depth = head, indent
+            helps[head] = rest.strip()
+        elif current and line.strip() and indent > depth:
+            helps[current] += " " + line.strip()
+        else:
+            current = ""
+    return helps

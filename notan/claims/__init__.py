@@ -1,0 +1,1 @@
+"""One file per paper: arms, data, metric, seeds, what would refute it."""

@@ -1,0 +1,1 @@
+"""Rows come in: sources, columns, cache, and a loader whose position is three integers."""

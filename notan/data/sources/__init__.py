@@ -1,0 +1,1 @@
+"""Built-in named sources, one small file each."""

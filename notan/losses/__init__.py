@@ -1,0 +1,1 @@
+"""Features become a number: pure functions that know no ranks."""

@@ -1,0 +1,1 @@
+"""One file per paper that trains. Files starting with an underscore are not methods."""

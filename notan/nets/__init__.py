@@ -1,0 +1,1 @@
+"""Views become features: plain modules and the protocols of towers."""

@@ -1,0 +1,1 @@
+"""The committed outcome of each claim."""

@@ -1,0 +1,1 @@
+"""What a user does: train, compare, embed, export, report."""

@@ -1,0 +1,1 @@
+"""A row becomes views: augmentations and masks, batched, drawn from keys."""
