@@ -144,3 +144,73 @@ def _argument_help(doc: str) -> dict[str, str]:
         else:
             current = ""
     return helps
+
+
+def parse_value(annotation: str, text: str) -> Any:
+    """Read one flag's text as its annotation says: int, float, bool, str, Literal[...], `X | None`, list[X].
+
+    Raises `ValueError` with a sentence when the text does not fit.
+    """
+    node = ast.parse(annotation, mode="eval").body
+    return _parse(node, text)
+
+
+def choices(annotation: str) -> list[str]:
+    """The members of a `Literal[...]` annotation, else an empty list."""
+    node = ast.parse(annotation, mode="eval").body
+    members = _members(node)
+    return [str(m) for m in members] if members else []
+
+
+def _members(node: ast.expr) -> list[Any]:
+    if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("Literal"):
+        inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        return [ast.literal_eval(e) for e in inner]
+    return []
+
+
+def _parse(node: ast.expr, text: str) -> Any:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):       # X | None
+        if text.lower() in ("none", "null"):
+            return None
+        return _parse(node.left, text)
+    if members := _members(node):
+        for m in members:
+            if str(m) == text:
+                return m
+        raise ValueError(f"{text!r} is not one of {', '.join(map(str, members))}")
+    if isinstance(node, ast.Subscript):                                      # list[int], tuple[float, float]
+        inner = node.slice.elts[0] if isinstance(node.slice, ast.Tuple) else node.slice
+        return [_parse(inner, part) for part in text.strip("[]()").split(",") if part.strip()]
+    name = ast.unparse(node)
+    if name == "bool":
+        if text.lower() in ("true", "yes", "1", "on"):
+            return True
+        if text.lower() in ("false", "no", "0", "off"):
+            return False
+        raise ValueError(f"{text!r} is not true or false")
+    if name in ("int", "float"):
+        try:
+            return {"int": int, "float": float}[name](text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not {'a whole number' if name == 'int' else 'a number'}") from None
+    return text
+
+
+def parse_arm(text: str) -> tuple[str, dict[str, Any]]:
+    """An arm of a comparison, `slug` or `slug:flag=value,flag=value`, as (slug, settings); checked against the method."""
+    slug, _, rest = text.partition(":")
+    entry = method(slug)
+    flags = {f.name: f for f in entry.flags}
+    settings: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        name, equals, value = part.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or name not in flags:
+            raise NotanError(f"arm {text!r}: {slug} has no setting {name!r}", "slug:flag=value,flag=value",
+                             did_you_mean(name, flags) if flags else f"{slug} has no settings")
+        try:
+            settings[name] = parse_value(flags[name].annotation, value.strip())
+        except ValueError as error:
+            raise NotanError(f"arm {text!r}: {name} = {error}", flags[name].annotation, "correct the value") from None
+    return slug, settings

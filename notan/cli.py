@@ -1,0 +1,281 @@
+"""The `notan` command. Its flags and help are read from the methods' text; torch is imported only to do work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from notan import __version__, catalogue
+from notan.errors import NotanError, did_you_mean
+
+COMMANDS = {
+    "list": "every method: what it needs, what it claims, what we measured",
+    "compare": "which of these methods helps on my data? equal budgets, several seeds, one protocol",
+    "train": "one method -> a run folder",
+    "probe": "how good is an encoder: ridge, k-NN, logistic, few-shot, fine-tuning, segmentation",
+    "embed": "a table of embeddings from a run or any Hugging Face encoder",
+    "export": "take the encoder and leave: safetensors, transformers, ONNX",
+    "doctor": "what is wrong with this data, or this run",
+    "claim": "a paper's claim, re-tested small and honest",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status (0 done, 1 an error a user can mend, 130 interrupted)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = parser(argv).parse_args(argv)
+        return globals()[f"_{args.command}"](args) or 0
+    except NotanError as error:
+        _complain(error)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted. Nothing is lost: the same command continues where it stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def parser(argv: list[str]) -> argparse.ArgumentParser:
+    """The whole command line. The flags of one method are added when `argv` names it."""
+    top = argparse.ArgumentParser(
+        prog="notan", description="Learn from data without labels, by hiding and by contrast, and believe the number.",
+        epilog="`notan COMMAND --help` says more; start with: notan compare simclr mae --data FOLDER")
+    top.add_argument("--version", action="version", version=f"notan {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parts = {name: commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+             for name, text in COMMANDS.items()}
+    _list_flags(parts["list"])
+    _compare_flags(parts["compare"])
+    _train_flags(parts["train"], argv)
+    _probe_flags(parts["probe"])
+    _embed_flags(parts["embed"])
+    _export_flags(parts["export"])
+    parts["doctor"].add_argument("what", metavar="RUN|DATA", help="a run folder, or anything --data takes")
+    _claim_flags(parts["claim"])
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise NotanError(f"there is no command {argv[0]!r}", "one of " + ", ".join(COMMANDS),
+                         did_you_mean(argv[0], COMMANDS))
+    return top
+
+
+# ------------------------------------------------------------------------------------------------------------- flags
+
+DATA_HELP = "a folder (images by class, parquet, csv, jsonl), a `datasets` name or folder, or a built-in source"
+
+
+def _data_flags(p: argparse.ArgumentParser, default: str | None = "fashion-mnist") -> None:
+    g = p.add_argument_group("data")
+    g.add_argument("--data", default=default, help=DATA_HELP + " (default: %(default)s)")
+    g.add_argument("--column", action="append", default=[], metavar="THEIRS=OURS", help="rename a column, e.g. photo=image")
+    g.add_argument("--cache-side", type=int, metavar="PX", help="side of the cached pictures (default: 1.15x the training side)")
+    g.add_argument("--fit", choices=["crop", "pad", "squash"], default="crop", help="how pictures become square")
+    g.add_argument("--cache-limit-gb", type=float, default=8.0, help="beyond it pictures are decoded on the fly")
+
+
+def _budget_flags(p: argparse.ArgumentParser) -> None:
+    g = p.add_argument_group("budget").add_mutually_exclusive_group()
+    g.add_argument("--steps", type=int, help="optimiser steps")
+    g.add_argument("--epochs", type=float, help="passes over the training rows")
+    g.add_argument("--minutes", type=float, help="wall-clock; becomes a step count once, after a timed warm-up")
+
+
+def _machine_flags(p: argparse.ArgumentParser) -> None:
+    g = p.add_argument_group("machine")
+    g.add_argument("--batch", type=int, help="rows of the global batch (default: the recipe's)")
+    g.add_argument("--recipe", choices=["small", "paper"], default="small", help="settings for this machine, or the paper's own")
+    g.add_argument("--encoder", help="e.g. vit:dim=192,depth=6 | resnet18:width=32 | hf:NAME | a run folder")
+    g.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
+    g.add_argument("--threads", type=int, help="torch threads (default: measured once)")
+
+
+def _train_flags(p: argparse.ArgumentParser, argv: list[str]) -> None:
+    p.add_argument("method", nargs="?", metavar="METHOD", help="one of: " + ", ".join(catalogue.methods()))
+    p.add_argument("--out", type=Path, help="the run folder (default: runs/METHOD-DATA-SEED)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--config", type=Path, help="re-run the config.yaml of a run")
+    p.add_argument("--fresh", action="store_true", help="start again even if the run folder holds a state to resume")
+    _data_flags(p)
+    _budget_flags(p)
+    _machine_flags(p)
+    g = p.add_argument_group("optimiser")
+    g.add_argument("--lr", type=float, help="peak learning rate (default: the recipe's)")
+    g.add_argument("--clip", type=float, help="clip the gradient's norm")
+    g.add_argument("--accumulate", type=int, default=1, help="micro-steps per step; refused for losses that contrast rows")
+    g.add_argument("--compile", action="store_true", help="torch.compile the step")
+    g.add_argument("--probe-every", type=int, metavar="STEPS", help="online probe")
+    named = next((a for a in argv[1:] if a in catalogue.methods()), None) if argv[:1] == ["train"] else None
+    if named:
+        entry = catalogue.method(named)
+        p.description = entry.doc
+        p.formatter_class = argparse.RawDescriptionHelpFormatter
+        _method_flags(p.add_argument_group(f"{named}: {entry.title}"), entry)
+
+
+def _method_flags(group: Any, entry: catalogue.Entry) -> None:
+    for f in entry.flags:
+        choice = catalogue.choices(f.annotation)
+        text = entry.helps.get(f.name, "").replace("%", "%%")
+        group.add_argument(f"--{f.name.replace('_', '-')}", dest=f"set_{f.name}", default=None,
+                           metavar="|".join(choice) or f.annotation.replace(" ", ""),
+                           help=f"{text} (default: {f.default})".strip())
+
+
+def _compare_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("arms", nargs="+", metavar="METHOD[:flag=value,...]", help="methods to compare: " + ", ".join(catalogue.methods()))
+    p.add_argument("--out", type=Path, default=Path("compare"), help="where runs, encoders and report.html go (default: %(default)s)")
+    p.add_argument("--seeds", type=int, default=2, help="how many seeds (default: %(default)s)")
+    p.add_argument("--baseline", help="the arm that differences are taken to (default: the first)")
+    p.add_argument("--no-supervised", action="store_true", help="leave out the supervised reference")
+    p.add_argument("--across", action="store_true", help="rank across architectures too")
+    p.add_argument("--probe-rows", type=int, default=10_000, help="most labelled rows the probes use (default: %(default)s)")
+    _data_flags(p)
+    _budget_flags(p)
+    _machine_flags(p)
+
+
+def _probe_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("run", metavar="RUN", help="a run folder, an encoder folder, or hf:NAME")
+    p.add_argument("--protocol", action="append", choices=["ridge", "knn", "logistic", "fewshot", "finetune", "segmentation"],
+                   help="repeatable (default: ridge and knn)")
+    p.add_argument("--rows", type=int, default=10_000, help="most labelled rows (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    _data_flags(p, None)
+
+
+def _embed_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("run", metavar="RUN", help="a run folder, an encoder folder, or hf:NAME")
+    p.add_argument("--out", type=Path, required=True, help="e.g. embeddings.parquet")
+    p.add_argument("--split", choices=["train", "test"], default="train")
+    _data_flags(p, None)
+
+
+def _export_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("run", metavar="RUN")
+    p.add_argument("--to", choices=["safetensors", "hf", "onnx"], default="safetensors")
+    p.add_argument("--out", type=Path, help="where to (default: RUN/export-TO)")
+
+
+def _claim_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("method", metavar="METHOD", help="one of: " + ", ".join(catalogue.claims()))
+    p.add_argument("--quick", action="store_true", help="at most 20 s: checks the pipeline, not the verdict")
+    p.add_argument("--out", type=Path, help="write the result here (default: the package's results/)")
+
+
+# ---------------------------------------------------------------------------------------------------------- commands
+
+def _list(args: argparse.Namespace) -> None:
+    from notan.runs.listing import print_list
+
+    print_list(args.what)
+
+
+def _list_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("what", nargs="?", choices=["methods", "data", "claims"], default="methods")
+
+
+def _train(args: argparse.Namespace) -> None:
+    from notan.runs.train import train, train_config
+
+    if args.config:
+        run = train_config(args.config, out=args.out)
+    else:
+        if not args.method:
+            raise NotanError("no method was named", "notan train METHOD --data DATA", "see `notan list`")
+        entry = catalogue.method(args.method)
+        run = train(args.method, args.data, out=args.out, seed=args.seed, steps=args.steps, epochs=args.epochs,
+                    minutes=args.minutes, batch=args.batch, lr=args.lr, encoder=args.encoder, recipe=args.recipe,
+                    precision=args.precision, accumulate=args.accumulate, clip=args.clip, compile=args.compile,
+                    threads=args.threads, resume=not args.fresh, probe_every=args.probe_every,
+                    settings=_settings(args, entry), data_options=_data_options(args), console=_console())
+    print(f"Run: {run.path}")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from notan.runs.compare import compare
+
+    compare(args.arms, args.data, out=args.out, seeds=args.seeds, baseline=args.baseline, steps=args.steps,
+            epochs=args.epochs, minutes=args.minutes, batch=args.batch, recipe=args.recipe, encoder=args.encoder,
+            precision=args.precision, threads=args.threads, supervised=not args.no_supervised, across=args.across,
+            probe_rows=args.probe_rows, data_options=_data_options(args), console=_console())
+
+
+def _probe(args: argparse.Namespace) -> None:
+    from notan.runs.probe import print_results, probe
+
+    results = probe(args.run, args.data, protocols=args.protocol or ["ridge", "knn"], rows=args.rows, seed=args.seed,
+                    data_options=_data_options(args))
+    print(json.dumps(results, indent=2)) if args.json else print_results(results, _console())
+
+
+def _embed(args: argparse.Namespace) -> None:
+    from notan.runs.embed import embed
+
+    out = embed(args.run, args.data, out=args.out, split=args.split, data_options=_data_options(args))
+    print(f"Embeddings: {out}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from notan.runs.export import export
+
+    print(f"Exported: {export(args.run, to=args.to, out=args.out)}")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from notan.runs.doctor import doctor
+
+    return doctor(args.what, _console())
+
+
+def _claim(args: argparse.Namespace) -> None:
+    from notan.claims import run_and_print
+
+    run_and_print(args.method, quick=args.quick, out=args.out, console=_console())
+
+
+# ------------------------------------------------------------------------------------------------------------- helpers
+
+def _settings(args: argparse.Namespace, entry: catalogue.Entry) -> dict[str, Any]:
+    """The method's own flags that were given, read as their annotations say."""
+    found = {}
+    for f in entry.flags:
+        text = getattr(args, f"set_{f.name}", None)
+        if text is not None:
+            try:
+                found[f.name] = catalogue.parse_value(f.annotation, text)
+            except ValueError as error:
+                raise NotanError(f"--{f.name.replace('_', '-')}: {error}", f.annotation, "correct the value") from None
+    return found
+
+
+def _data_options(args: argparse.Namespace) -> dict[str, Any]:
+    renames = {}
+    for pair in args.column:
+        theirs, equals, ours = pair.partition("=")
+        if not equals:
+            raise NotanError(f"--column {pair!r} has no '='", "THEIRS=OURS, e.g. photo=image", "write it so")
+        renames[theirs] = ours
+    return {"cache_side": args.cache_side, "fit": args.fit, "cache_limit_gb": args.cache_limit_gb,
+            "columns": renames or None}
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _complain(error: NotanError) -> None:
+    print(f"notan: {error.seen.rstrip('.')}.", file=sys.stderr)
+    if error.wanted:
+        print(f"  wanted: {error.wanted.rstrip('.')}", file=sys.stderr)
+    if error.fix:
+        print(f"  fix:    {error.fix.rstrip('.')}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""`notan list`: the catalogue as a table, read without importing a method."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from notan import catalogue
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def result(slug: str) -> dict[str, Any] | None:
+    """The committed outcome of a method's claim, if it has been run."""
+    path = RESULTS / f"{slug}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def print_list(what: str, console: Console | None = None) -> None:
+    """Print the methods, the built-in data sources (with licences) or the claims (with verdicts)."""
+    (console or Console()).print({"methods": _methods, "data": _data, "claims": _claims}[what]())
+
+
+def _methods() -> Table:
+    table = Table(title="Methods", title_justify="left", expand=False)
+    for name in ("method", "paper", "needs", "claim", "our number"):
+        table.add_column(name, overflow="fold")
+    for slug, entry in catalogue.methods().items():
+        outcome = result(slug)
+        ours = f"{outcome['verdict']}: {outcome['sentence']}" if outcome else "-"
+        source = f"{entry.title} ({entry.card['year']})" + (f" arXiv {entry.card['arxiv']}" if entry.card["arxiv"] else "")
+        table.add_row(slug, source, ", ".join(entry.card["needs"]), entry.card["claim"], ours)
+    return table
+
+
+def _data() -> Table:
+    table = Table(title="Built-in data", title_justify="left")
+    for name in ("name", "what", "rows", "split", "licence"):
+        table.add_column(name, overflow="fold")
+    for name, source in catalogue.sources().items():
+        table.add_row(name, source["title"], str(source["rows"]), source["split"], source["licence"])
+    return table
+
+
+def _claims() -> Table:
+    table = Table(title="Claims", title_justify="left")
+    for name in ("claim", "verdict", "what came out", "seeds", "minutes"):
+        table.add_column(name, overflow="fold")
+    for slug in catalogue.claims():
+        outcome = result(slug)
+        if outcome:
+            table.add_row(slug, outcome["verdict"], outcome["sentence"], str(len(outcome["seeds"])), f"{outcome['minutes']:.0f}")
+        else:
+            table.add_row(slug, "not run", f"notan claim {slug}", "-", "-")
+    return table
