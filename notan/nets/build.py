@@ -1,0 +1,174 @@
+"""Encoders by name, and encoders in folders: `config.json` to build one and `model.safetensors` for its weights."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from notan.errors import NotanError, did_you_mean
+from notan.nets.hub import HubEncoder, from_hub, rebuild
+from notan.nets.protocols import ImageEncoder
+from notan.nets.resnet import DEPTHS, ResNet
+from notan.nets.vit import ViT
+
+if TYPE_CHECKING:
+    from notan.data.columns import DataInfo
+
+VIT_SIZES = {                                                           # dim, depth, heads
+    "vit-tiny": (192, 12, 3), "vit-small": (384, 12, 6), "vit-base": (768, 12, 12), "vit-large": (1024, 24, 16),
+}
+CLASSES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "vit": (ViT, {}),
+    **{name: (ViT, {"dim": d, "depth": n, "heads": h}) for name, (d, n, h) in VIT_SIZES.items()},
+    **{f"resnet{depth}": (ResNet, {"depth": depth}) for depth in DEPTHS},
+}
+
+
+def build_encoder(spec: str | dict[str, Any], info: DataInfo | None = None) -> Any:
+    """An encoder for the data that `info` describes, with fresh weights, or with those found at a name or path.
+
+    spec: "vit:dim=192,depth=6", "resnet18:width=32,stem=cifar", "hf:<name or folder>" (any vision backbone of
+    transformers, with its weights), a folder (a run, or an encoder of ours or of transformers), or the same as a dict
+    with "name" and options. Sizes, channels and pixel statistics come from `info` unless the spec has them.
+    Raises `NotanError` for unknown names and options, naming the nearest.
+    """
+    if isinstance(spec, str) and spec.startswith("hf:"):
+        return _hub(spec[3:], info)
+    if isinstance(spec, str) and Path(spec).is_dir():
+        return _fitting(load_encoder(spec), info, spec)
+    name, options = _parse(spec)
+    if name == "hf":
+        return rebuild(options) if "architecture" in options else _hub(options["source"], info)
+    if name not in CLASSES:
+        raise NotanError(f"there is no encoder {name!r}", f"{', '.join(CLASSES)}, hf:<name>, or a folder",
+                         did_you_mean(name, CLASSES))
+    make, preset = CLASSES[name]
+    known = list(inspect.signature(make).parameters)
+    for option in options:
+        if option not in known or (make is ResNet and option in preset):
+            raise NotanError(f"encoder {name} has no option {option!r}", ", ".join(known), did_you_mean(option, known))
+    settings = _from_info(info) | preset | options
+    if "image_size" not in settings:
+        raise NotanError(f"encoder {name} was built without an image size",
+                         "data with an `image` column, or image_size", f"write {name}:image_size=32")
+    if make is ViT and "patch" not in settings:
+        settings["patch"] = fitting_patch(settings["image_size"])
+    return make(**settings)
+
+
+def save_encoder(encoder: ImageEncoder, folder: str | Path) -> None:
+    """Write `config.json` and `model.safetensors` into `folder`; each file appears whole or not at all."""
+    from safetensors.torch import save
+
+    assert isinstance(encoder, nn.Module)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
+    _replace(folder / "model.safetensors", save(weights, {"format": "pt"}))
+    _replace(folder / "config.json", (json.dumps(encoder.config, indent=1) + "\n").encode())
+
+
+def load_encoder(folder: str | Path) -> Any:
+    """The encoder saved in `folder`, in a run's `encoder/`, or in a folder that `transformers` wrote; in eval mode."""
+    folder = Path(folder)
+    folder = folder / "encoder" if (folder / "encoder" / "config.json").exists() else folder
+    if not (folder / "config.json").exists():
+        raise NotanError(f"{folder} holds no encoder", "a run, or a folder with config.json and model.safetensors",
+                         "check the path, or wait for the run's first checkpoint")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except json.JSONDecodeError as error:
+        raise NotanError(f"{folder / 'config.json'} is not JSON: {error}", fix="save the encoder again") from None
+    if "model_type" in config and "name" not in config:
+        return from_hub(str(folder))
+    encoder = build_encoder(config)
+    _load_weights(encoder, folder / "model.safetensors")
+    return encoder.eval()
+
+
+def fitting_patch(image_size: int) -> int:
+    """The patch of a ViT when none is named: the largest of 16, 8, 4, 2 that leaves at least six to a side."""
+    fits = [p for p in (16, 8, 4, 2) if image_size % p == 0]
+    if not fits:
+        raise NotanError(f"images of side {image_size}: no patch of 16, 8, 4 or 2 divides it", "vit:patch=...",
+                         "name a patch, or pass --size")
+    return next((p for p in fits if image_size // p >= 6), fits[-1])
+
+
+def _parse(spec: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    if isinstance(spec, dict):
+        if "name" not in spec:
+            raise NotanError(f"an encoder without a name: {spec}", '{"name": "vit", ...}')
+        return spec["name"], {k: v for k, v in spec.items() if k != "name"}
+    name, _, rest = spec.partition(":")
+    options = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise NotanError(f"encoder {spec!r}: {part!r} has no value", "name:option=value,option=value")
+        options[key.strip().replace("-", "_")] = _literal(value.strip())
+    return name, options
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _from_info(info: DataInfo | None) -> dict[str, Any]:
+    if info is None or info.image_size is None or info.channels is None:
+        return {}
+    settings: dict[str, Any] = {"image_size": info.image_size, "channels": info.channels}
+    if info.mean and info.std:
+        settings |= {"mean": tuple(info.mean), "std": tuple(s if s > 0 else 1.0 for s in info.std)}
+    return settings
+
+
+def _hub(source: str, info: DataInfo | None) -> HubEncoder:
+    size = None if info is None else info.image_size
+    return _fitting(from_hub(source, image_size=size), info, source)
+
+
+def _fitting(encoder: Any, info: DataInfo | None, source: str) -> Any:
+    """Refuse saved weights that were made for images of another shape."""
+    if info is None or info.image_size is None or info.channels is None:
+        return encoder
+    have, want = (encoder.channels, encoder.image_size), (info.channels, info.image_size)
+    if have != want:
+        raise NotanError(
+            f"the encoder in {source} takes {have[0]} channels of side {have[1]}",
+            f"{want[0]} channels of side {want[1]}, as the data has", f"pass --size {have[1]}" if have[0] == want[0] else "use another encoder, or other data",
+        )
+    return encoder
+
+
+def _load_weights(encoder: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+        encoder.load_state_dict(state)
+    except FileNotFoundError:
+        raise NotanError(f"{path} is missing", "the weights beside config.json", "save the encoder again") from None
+    except (SafetensorError, RuntimeError) as error:
+        raise NotanError(f"{path} does not fit its config.json: {str(error).splitlines()[-1].strip()}",
+                         "weights and config of one encoder", "save the encoder again") from None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)

@@ -1,0 +1,50 @@
+"""What a method may ask of a tower. Nothing inherits from these: a module that has the parts is one."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@runtime_checkable
+class ImageEncoder(Protocol):
+    """Pixels in [0, 1] to features. Normalisation with the data's mean and std happens inside.
+
+    `config` is JSON-able and rebuilds the module (`nets.build.build_encoder(config)`), without its weights.
+    """
+
+    dim: int
+    image_size: int
+    channels: int
+    config: dict[str, Any]
+
+    def features(self, pixels: Tensor) -> Tensor: ...                   # (B, C, S, S) -> (B, D)
+
+    def maps(self, pixels: Tensor) -> Tensor: ...                       # (B, C, S, S) -> (B, D, h, w)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@runtime_checkable
+class TokenEncoder(ImageEncoder, Protocol):
+    """An encoder of N = h w patch tokens and one class token, which computes only the tokens that are shown to it.
+
+    `forward(pixels, mask=None)` takes a bool mask (B, N), True = hidden, as many hidden in each row, and gives
+    (B, 1 + K, D): the class token, then the K visible tokens in raster order, after the final norm.
+    """
+
+    tokens: int
+    grid: tuple[int, int]
+    patch: int
+
+    def forward(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor: ...
+
+
+@runtime_checkable
+class ConvEncoder(ImageEncoder, Protocol):
+    """A convolutional encoder; `forward(pixels)` gives its last map (B, D, h, w)."""
+
+    stride: int
+
+    def forward(self, pixels: Tensor) -> Tensor: ...
