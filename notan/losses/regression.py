@@ -1,4 +1,4 @@
-"""Regression onto a target: pixels of hidden patches (MAE), directions of features (BYOL); one value per token or row."""
+"""Regression onto a target: pixels of hidden patches (MAE), directions of features (BYOL); a value per token or row."""
 
 from __future__ import annotations
 

@@ -146,7 +146,8 @@ def _fitting(encoder: Any, info: DataInfo | None, source: str) -> Any:
     if have != want:
         raise NotanError(
             f"the encoder in {source} takes {have[0]} channels of side {have[1]}",
-            f"{want[0]} channels of side {want[1]}, as the data has", f"pass --size {have[1]}" if have[0] == want[0] else "use another encoder, or other data",
+            f"{want[0]} channels of side {want[1]}, as the data has",
+            f"pass --size {have[1]}" if have[0] == want[0] else "use another encoder, or other data",
         )
     return encoder
 

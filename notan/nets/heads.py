@@ -24,7 +24,7 @@ def mlp(*dims: int, norm: str = "batch") -> nn.Sequential:
 
 
 def conv_mlp(*dims: int) -> nn.Sequential:
-    """The same at every place of a map, as 1x1 convolutions with batch norm: (B, dims[0], h, w) to (B, dims[-1], h, w)."""
+    """`mlp` at each place of a map, as 1x1 convolutions with batch norm: (B, dims[0], h, w) to (B, dims[-1], ., .)."""
     layers: list[nn.Module] = []
     for i, (d_in, d_out) in enumerate(pairwise(dims)):
         layers.append(nn.Conv2d(d_in, d_out, 1))

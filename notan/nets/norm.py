@@ -75,4 +75,4 @@ def _update_running(norm: nn.BatchNorm1d | nn.BatchNorm2d, mean: Tensor, var: Te
 
 
 def _too_few() -> NotanError:
-    return NotanError("batch norm was given one value per channel", "two or more over all ranks", "raise the batch size")
+    return NotanError("batch norm was given one value per channel", "two over all ranks", "raise the batch size")

@@ -11,7 +11,7 @@ from notan.errors import NotanError
 
 
 class Normalise(nn.Module):
-    """(pixels - mean) / std per channel, in the module's dtype. Both are in the encoder's config, not in its weights."""
+    """(pixels - mean) / std per channel, in the module's dtype. Both are in the config, not in the weights."""
 
     mean: Tensor
     std: Tensor
@@ -39,7 +39,7 @@ class Normalise(nn.Module):
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
-    """Images (B, C, H, W) to patches (B, N, patch * patch * C) in raster order; inside a patch (row, column, channel)."""
+    """Images (B, C, H, W) to patches (B, N, patch * patch * C) in raster order; in a patch (row, column, channel)."""
     B, C, H, W = images.shape
     x = images.reshape(B, C, H // patch, patch, W // patch, patch)      # (B, C, h, p, w, p)
     return x.permute(0, 2, 4, 3, 5, 1).reshape(B, -1, patch * patch * C)
