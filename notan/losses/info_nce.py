@@ -51,3 +51,18 @@ def nt_xent(z1: Tensor, z2: Tensor, *, tau: float | Tensor, chunk: int | None = 
     z = torch.cat([z1, z2])                                             # (2N, D)
     own = torch.arange(2 * N, device=z.device)
     return info_nce(z, z, tau=tau, positive=(own + N) % (2 * N), exclude=own, chunk=chunk).mean()
+
+
+def pixel_info_nce(q: Tensor, k: Tensor, positive: Tensor, *, tau: float) -> tuple[Tensor, Tensor]:
+    """PixContrast (Xie et al. 2021, eq. 2): each cell of one view against all cells of the other view of its image.
+
+    q, k: cells (B, P, D) of the two views, brought to unit length here. positive: bool (B, P, P), which pairs show the
+    same place. A cell's loss is -log of its positives' share of the softmax over all P keys.
+    Returns the mean over the cells that have a positive, per image (B,), and which images have one, bool (B,); an image
+    without any gives 0 with zero gradient.
+    """
+    logits = F.normalize(q, dim=2) @ F.normalize(k, dim=2).mT / tau     # (B, P, P)
+    valid = positive.any(2)                                             # (B, P)
+    shown = logits.masked_fill(~(positive | ~valid[..., None]), float("-inf"))
+    cells = (logits.logsumexp(2) - shown.logsumexp(2)) * valid
+    return cells.sum(1) / valid.sum(1).clamp(min=1), valid.any(1)
