@@ -43,8 +43,10 @@ class TokenEncoder(ImageEncoder, Protocol):
 
 @runtime_checkable
 class ConvEncoder(ImageEncoder, Protocol):
-    """A convolutional encoder; `forward(pixels)` gives its last map (B, D, h, w)."""
+    """A convolutional encoder; `forward(pixels)` gives its last map (B, D, h, w), `trunk` the same for images of any size."""
 
     stride: int
 
     def forward(self, pixels: Tensor) -> Tensor: ...
+
+    def trunk(self, pixels: Tensor) -> Tensor: ...

@@ -99,15 +99,16 @@ class ResNet(nn.Module):
     norm: "batch" (of the global batch) or "group".
     stride: the total stride at most; groups that would go beyond it dilate instead. None: 32, or 8 with the cifar stem.
     preact: norm and ReLU before the convolutions (version 2), with one last norm `bn_last` after the fourth group.
+    last_group: 1 to 4; the network ends after this group, and starts with the same weights as the whole one would.
     The last norm of each version-1 block starts at zero, so that every block starts as the identity.
 
-    `widths` are the channels after each group, `groups` the four groups, and `trunk(pixels, 3)` the first three of them
+    `widths` are the channels after each group, `groups` the groups, and `trunk(pixels, 3)` the first three of them
     on images of any size.
     """
 
     def __init__(
         self, image_size: int, channels: int = 3, *, depth: int = 18, width: int = 64, stem: str = "cifar",
-        norm: str = "batch", stride: int | None = None, preact: bool = False,
+        norm: str = "batch", stride: int | None = None, preact: bool = False, last_group: int = 4,
         mean: Sequence[float] = (0.5,), std: Sequence[float] = (0.5,),
     ) -> None:
         super().__init__()
@@ -120,13 +121,17 @@ class ResNet(nn.Module):
         if limit not in [first * 2**i for i in range(4)]:
             raise NotanError(f"a total stride of {stride} with the {stem} stem",
                              f"one of {', '.join(str(first * 2**i) for i in range(4))}")
+        if last_group not in (1, 2, 3, 4):
+            raise NotanError(f"last_group={last_group}", "1 to 4")
         self.config: dict[str, Any] = {
             "name": f"resnet{depth}", "image_size": image_size, "channels": channels, "width": width, "stem": stem,
-            "norm": norm, "stride": stride, "preact": preact, "mean": list(mean), "std": list(std),
+            "norm": norm, "stride": stride, "preact": preact, "last_group": last_group,
+            "mean": list(mean), "std": list(std),
         }
-        self.image_size, self.channels, self.preact, self.stride = image_size, channels, preact, limit
+        self.image_size, self.channels, self.preact = image_size, channels, preact
+        self.stride = min(limit, first * 2 ** (last_group - 1))
         block = _block(depth, preact)
-        self.widths = tuple(width * 2**i * block.expansion for i in range(4))
+        self.widths = tuple(width * 2**i * block.expansion for i in range(last_group))
         self.dim = self.widths[-1]
         self.normalise = Normalise(image_size, channels, mean, std)
         side, step, pad = (7, 2, 3) if stem == "imagenet" else (3, 1, 1)
@@ -134,31 +139,37 @@ class ResNet(nn.Module):
         self.bn1 = nn.Identity() if preact else make_norm(norm, width)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
         self.layer1, self.layer2, self.layer3, self.layer4 = _groups(block, depth, width, first, limit, norm)
-        self.bn_last = make_norm(norm, self.dim) if preact else nn.Identity()
+        self.bn_last = make_norm(norm, self.dim) if preact and last_group == 4 else nn.Identity()
         self.apply(_init_conv)
+        for i in range(last_group, 4):
+            setattr(self, f"layer{i + 1}", nn.Identity())
 
     @property
     def groups(self) -> tuple[nn.Sequential, ...]:
-        return self.layer1, self.layer2, self.layer3, self.layer4
+        return (self.layer1, self.layer2, self.layer3, self.layer4)[: len(self.widths)]
 
     def stem(self, pixels: Tensor) -> Tensor:
         """Normalised pixels to the input of the first group, (B, width, ., .)."""
         x = self.conv1(pixels)
         return self.maxpool(x if self.preact else F.relu(self.bn1(x), inplace=True))
 
-    def trunk(self, pixels: Tensor, groups: int) -> Tensor:
-        """Pixels in [0, 1] of any size through the stem and the first groups: (B, widths[groups - 1], ., .)."""
-        x = self.stem(self.normalise.per_channel(pixels))
-        for group in self.groups[:groups]:
-            x = group(x)
-        return x
+    def trunk(self, pixels: Tensor, groups: int | None = None) -> Tensor:
+        """Pixels in [0, 1] of any size through the stem and the first `groups` groups: (B, widths[groups - 1], ., .).
+
+        None: through the whole network, as `forward` does at its own size.
+        """
+        return self._run(self.normalise.per_channel(pixels), groups)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, C, S, S) in [0, 1] to the last map (B, D, S / stride, S / stride)."""
-        x = self.stem(self.normalise(pixels))
-        for group in self.groups:
+        return self._run(self.normalise(pixels), None)
+
+    def _run(self, x: Tensor, groups: int | None) -> Tensor:
+        x = self.stem(x)
+        for group in self.groups[:groups]:
             x = group(x)
-        return F.relu(self.bn_last(x)) if self.preact else x
+        ends = self.preact and groups is None and len(self.widths) == 4
+        return F.relu(self.bn_last(x)) if ends else x
 
     def maps(self, pixels: Tensor) -> Tensor:                           # (B, D, h, w)
         return self(pixels)
