@@ -1,4 +1,4 @@
-"""Attention pooling: a learned first token reads a set of vectors through transformer layers (Selfie, Trinh et al. 2019)."""
+"""Attention pooling: a learned first token reads a set of vectors through transformer layers (Selfie, 2019)."""
 
 from __future__ import annotations
 
