@@ -1,1 +1,12 @@
-"""Rows come in: sources, columns, cache, and a loader whose position is three integers."""
+"""Rows come in: sources, columns, cache, and a loader whose position is three integers.
+
+    data = open_data("fashion-mnist")
+    for batch in Loader(data.train, batch_size=256, seed=0).at(step=0): ...
+"""
+
+from notan.data.columns import COLUMNS, DataInfo
+from notan.data.loader import Loader
+from notan.data.open import cache_root, open_data
+from notan.data.table import Data, Rows
+
+__all__ = ["COLUMNS", "Data", "DataInfo", "Loader", "Rows", "cache_root", "open_data"]

@@ -1,0 +1,84 @@
+"""Rows and Data: what the rest of the library sees of any data set.
+
+A store is whatever holds one column of a whole table and can be indexed with an integer array: a memory-mapped
+array, an array, or an object with `__len__` and `__getitem__(int array)` that decodes pictures on the fly. `Rows` is
+one split: stores, and which of their rows belong to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from notan.data.columns import COLUMNS, DataInfo
+from notan.errors import NotanError
+
+
+class Rows:
+    """One split of a data set. Row numbers run from 0 to len - 1 and are stable as long as the data is the same."""
+
+    def __init__(self, stores: Mapping[str, Any], index: np.ndarray | None = None) -> None:
+        """`stores`: column name -> store, all of one length. `index`: the rows of this split in them, int (N,)."""
+        self.stores = dict(stores)
+        lengths = {name: len(store) for name, store in self.stores.items()}
+        if len(set(lengths.values())) > 1:
+            raise NotanError(f"columns differ in length: {lengths}", "one value per row in every column")
+        total = next(iter(lengths.values()), 0)
+        self.index = None if index is None else np.asarray(index, dtype=np.int64)
+        self._length = total if self.index is None else len(self.index)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self.stores)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def take(self, index: np.ndarray) -> dict[str, Any]:
+        """The given rows, in this order, as a batch: CPU tensors (or lists of strings) and `row` int64 (B,)."""
+        index = np.asarray(index, dtype=np.int64)
+        if len(index) and (index.min() < 0 or index.max() >= len(self)):
+            seen = index.min() if index.min() < 0 else index.max()
+            raise NotanError(f"row {seen} was asked for", f"0 to {len(self) - 1}")
+        where = index if self.index is None else self.index[index]
+        batch: dict[str, Any] = {}
+        for name, store in self.stores.items():
+            batch.update(_tensors(name, store[where] if not isinstance(store, list) else [store[i] for i in where]))
+        return batch | {"row": torch.from_numpy(index)}
+
+    def values(self, column: str) -> np.ndarray:
+        """A light column (label, target, attributes, group) of all rows, in row order."""
+        if column not in self.stores:
+            raise NotanError(f"there is no column {column!r}", f"one of {', '.join(self.columns)}")
+        if not COLUMNS[column].light:
+            raise NotanError(f"column {column!r} is too large to hold at once", "a light column", "use Rows.take")
+        store = np.asarray(self.stores[column])
+        return COLUMNS[column].collate(store if self.index is None else store[self.index])
+
+    def select(self, index: np.ndarray) -> Rows:
+        """These rows alone, renumbered from 0."""
+        index = np.asarray(index, dtype=np.int64)
+        return Rows(self.stores, index if self.index is None else self.index[index])
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, split and ready: `fingerprint` is equal exactly when rows, pixels and split are."""
+
+    train: Rows
+    test: Rows
+    info: DataInfo
+    fingerprint: str
+    notes: list[str] = field(default_factory=list)  # what a user should know: skipped rows, the split, the fall-back
+
+
+def _tensors(name: str, values: Any) -> dict[str, Any]:
+    out = COLUMNS[name].collate(values)
+    if COLUMNS[name].padded:
+        return {name: torch.from_numpy(out[0]), "length": torch.from_numpy(out[1])}
+    return {name: out if isinstance(out, (list, Tensor)) else torch.from_numpy(out)}
