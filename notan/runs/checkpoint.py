@@ -1,0 +1,162 @@
+"""The state of a run on disk: whole or not at all, the last two kept, safetensors and JSON only.
+
+A state is a folder `state/step-N`, written beside its place, synced, and moved into it with one rename. Randomness needs
+no state: views come from keys and dropout from a seed per step, both functions of the step.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from notan.errors import NotanError
+
+KEPT = 2
+
+
+def save(folder: Path, method: nn.Module, optimiser: Optimizer | None, *, step: int, seconds: float, digest: str) -> None:
+    """Write `folder/step-N` and drop all but the last two. A full disk raises `NotanError` and leaves the others whole."""
+    place = folder / f"step-{step:08d}"
+    if place.exists():
+        return
+    part = folder / f".part-{os.getpid()}"
+    with full_disk_explained(folder):
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            write_tensors(part / "model.safetensors", method.state_dict())
+            write_tensors(part / "optimiser.safetensors", _optimiser_tensors(optimiser))
+            _write(part / "meta.json", json.dumps({"step": step, "seconds": seconds, "digest": digest}).encode())
+            _sync(part)
+            os.replace(part, place)
+            _sync(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    for old in _states(folder)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load(folder: Path, method: nn.Module, optimiser: Optimizer | None, *, digest: str | None) -> dict[str, Any] | None:
+    """Put the newest readable state into `method` and `optimiser`; its {"step", "seconds"}, or None when there is none."""
+    states = _states(folder)
+    for place in reversed(states):
+        try:
+            meta = json.loads((place / "meta.json").read_text())
+            weights = load_file(place / "model.safetensors")
+            moments = load_file(place / "optimiser.safetensors") if optimiser is not None else {}
+        except (OSError, ValueError, SafetensorError):
+            continue                                                    # damaged after it was written: the one before
+        if digest is not None and meta["digest"] != digest:
+            raise NotanError(f"{place} was written under other settings than config.yaml now has", "one run in one folder",
+                             "undo the change to config.yaml, or start over with --fresh")
+        _fill(method, weights, place)
+        if optimiser is not None:
+            _fill_optimiser(optimiser, moments)
+        return meta
+    if states:
+        raise NotanError(f"no state under {folder} can be read", "at least one whole state", "start over with --fresh")
+    return None
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A synced safetensors file; tensors that share memory (tied weights) are written once each."""
+    seen: set[int] = set()
+    plain = {}
+    for name, x in tensors.items():
+        x = x.detach().cpu().contiguous()
+        shared = x.untyped_storage().data_ptr() in seen
+        seen.add(x.untyped_storage().data_ptr())
+        plain[name] = x.clone() if shared or x.untyped_storage().nbytes() != x.numel() * x.element_size() else x
+    save_file(plain, path, {"format": "pt"})
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file in one step, synced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    with full_disk_explained(path.parent):
+        try:
+            _write(part, text.encode())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Turn "no space left", from Python or from safetensors, into a `NotanError` that says how to go on."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if not full:
+            raise
+        free = shutil.disk_usage(folder).free / 2**20 if folder.exists() else 0.0
+        raise NotanError(f"the disk is full: {folder} could not be written ({free:.0f} MB free)",
+                         "room for the run's state; its last good state is untouched",
+                         "free some space and give the same command: it goes on from there") from error
+
+
+def _states(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fill(method: nn.Module, weights: dict[str, Tensor], place: Path) -> None:
+    own = method.state_dict()
+    odd = own.keys() ^ weights.keys() or {k for k in own if own[k].shape != weights[k].shape}
+    if odd:
+        raise NotanError(f"{place} does not fit the method: {sorted(odd)[0]} differs", "a state of this method and encoder",
+                         "the code has changed since: use the version that wrote it, or start over with --fresh")
+    method.load_state_dict(weights)
+
+
+def _named(optimiser: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+    for group in optimiser.param_groups:
+        yield from zip(group["names"], group["params"])
+
+
+def _optimiser_tensors(optimiser: Optimizer | None) -> dict[str, Tensor]:
+    if optimiser is None:
+        return {}
+    return {f"{name}/{key}": x for name, p in _named(optimiser) for key, x in optimiser.state.get(p, {}).items()}
+
+
+def _fill_optimiser(optimiser: Optimizer, moments: dict[str, Tensor]) -> None:
+    """Moments take the layout of their parameter, so that the same kernels run on them as before."""
+    optimiser.state.clear()
+    parameters = dict(_named(optimiser))
+    for full, x in moments.items():
+        name, key = full.rsplit("/", 1)
+        p = parameters[name]
+        like = torch.empty_like(p) if x.shape == p.shape else torch.empty_like(x, device=p.device)
+        optimiser.state[p][key] = like.to(x.dtype).copy_(x)
+

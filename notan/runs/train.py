@@ -1,0 +1,255 @@
+"""`notan train`: one method, one loop, one run folder. Devices, precision and ranks are `accelerate`'s.
+
+The whole of a run is a function of its config: views come from keys, dropout from a seed per step, the order of rows
+from (seed, epoch), the learning rate from the step. So a state is weights, moments and a step number.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from notan import catalogue, world
+from notan.data import Data, Loader, open_data
+from notan.errors import NotanError
+from notan.nets.build import save_encoder
+from notan.nets.norm import has_batch_statistics
+from notan.runs import checkpoint, machine, optim
+from notan.runs import config as configs
+from notan.runs.build import build_method
+from notan.runs.config import Config
+from notan.runs.dump import dump
+from notan.runs.folder import Run, same_run
+from notan.runs.health import first_bad
+from notan.runs.log import Log, Profile, Teller
+from notan.runs.machine import Stopped
+from notan.runs.step import NotFinite, Step, Stepper
+from notan.runs.watch import Watch, to_device
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Step", "Stopped", "train", "train_config"]
+
+SAVE_SECONDS = 300
+
+
+def train(method: str, data: str | Data = "fashion-mnist", *, out: str | Path | None = None, seed: int = 0,
+          steps: int | None = None, epochs: float | None = None, minutes: float | None = None, batch: int | None = None,
+          lr: float | None = None, encoder: str | dict[str, Any] | None = None, recipe: str = "small",
+          precision: str = "auto", accumulate: int = 1, clip: float | None = None, compile: bool = False,
+          threads: int | None = None, deterministic: bool = False, resume: bool = True, log_every: int | None = None,
+          probe_every: int | None = None, save_every: int | None = None, settings: dict[str, Any] | None = None,
+          data_options: dict[str, Any] | None = None, console: Any = None, title: str | None = None, log: Log | None = None) -> Run:
+    """Train `method` on `data` into the run folder `out` (default runs/METHOD-DATA-SEED) and return the run.
+
+    The budget is `steps`, `epochs` or `minutes` (a step count after a timed warm-up), else the recipe's epochs. `batch` counts
+    the rows of the global batch; `lr` is the peak rate; `settings` are the method's own flags. If `out` holds this very run
+    it goes on from its last state, bit for bit as if undisturbed (`resume=False` starts over). `*_every` count steps; without
+    them records are logged about 100 times a run, an online probe runs 5 times, and a state is saved every five minutes and at
+    the end. `log` is called with every record of metrics.jsonl.
+
+    Raises `NotanError` for settings that do not exist or fit, missing columns, another run in `out`, a full disk, or a loss
+    that is not finite; `Stopped` (a KeyboardInterrupt) after Ctrl-C or SIGTERM, with the state saved.
+    """
+    spec = data.info.name if isinstance(data, Data) else str(data)
+    precision = machine.choose_precision(precision)
+    catalogue.method(method)
+    accelerator = machine.join(precision)
+    opened = _open(data, data_options)
+    asked = configs.resolve(
+        method, data=spec, data_options=data_options, rows=len(opened.train), recipe=recipe, seed=seed, steps=steps,
+        epochs=epochs, minutes=minutes, batch=batch, lr=lr, encoder=encoder, settings=settings, clip=clip, accumulate=accumulate,
+        precision=precision, compile=compile, threads=threads, deterministic=deterministic, log_every=log_every,
+        probe_every=probe_every, save_every=save_every)
+    folder = Path(out) if out is not None else Path("runs") / f"{method}-{Path(spec).name}-{seed}"
+    return _start(asked, opened, folder, accelerator, resume=resume, console=console, title=title, log=log)
+
+
+def train_config(path: str | Path, *, out: str | Path | None = None, console: Any = None, log: Log | None = None) -> Run:
+    """Re-run a config.yaml, by default into `again/` beside it; with the same folder as `out` an unfinished run goes on."""
+    asked, _ = configs.load(Path(path))
+    accelerator = machine.join(asked.precision)
+    folder = Path(out) if out is not None else Path(path).parent / "again"
+    return _start(asked, _open(asked.data, asked.data_options), folder, accelerator, resume=True, console=console, title=None, log=log)
+
+
+def _open(data: str | Data, options: dict[str, Any] | None) -> Data:
+    """Rank 0 first, so that one process fills the cache."""
+    if not world.is_main():
+        world.barrier()
+    opened = open_data(data, **(options or {}))
+    if world.is_main():
+        world.barrier()
+    return opened
+
+
+def _start(asked: Config, data: Data, folder: Path, accelerator: Accelerator, *, resume: bool, console: Any,
+           title: str | None, log: Log | None) -> Run:
+    """Begin, go on with, or simply return the run in `folder`."""
+    if not resume and world.is_main():
+        _clear(folder, asked)
+    world.barrier()
+    config = same_run(folder, asked)
+    if config is not None:
+        run = Run(folder)
+        if run.facts.get("fingerprint") != data.fingerprint:
+            raise NotanError(f"{folder} was trained on other rows: {asked.data} has changed since", "the same data",
+                             "choose another --out, or start over with --fresh")
+        if run.finished:
+            return run
+    config = config or asked
+    with machine.settled(config.threads, config.deterministic), machine.signals() as heard:
+        with checkpoint.full_disk_explained(folder):
+            _run(config, data, folder, accelerator, heard, console, title or f"{asked.method} seed {asked.seed}", log)
+    return Run(folder)
+
+
+def _run(config: Config, data: Data, folder: Path, accelerator: Accelerator, heard: Callable[[], str], console: Any,
+         title: str, log: Log | None) -> None:
+    """Everything between a settled config and a finished run folder."""
+    method = build_method(config, data.info)
+    _check_accumulation(config, method)
+    loader = Loader(data.train, batch_size=config.batch, seed=config.seed, batches=getattr(method, "batches", None),
+                    rank=world.rank(), size=world.size())
+    method.to(accelerator.device)
+    stepper = None
+    if any(p.requires_grad for p in method.parameters()):
+        stepper = Stepper(config, method, optim.build(config.optimiser, method), accelerator, loader.steps_per_epoch)
+    config = _measured(config, stepper, loader, accelerator.device)
+    if world.is_main() and not (folder / "config.yaml").exists():
+        facts = {"info": asdict(data.info), "fingerprint": data.fingerprint, "parameters": _sizes(method, config),
+                 **machine.facts(accelerator.device)}
+        checkpoint.write_text(folder / "config.yaml", configs.dump(config, facts))
+    optimiser, digest = stepper.optimiser if stepper else None, configs.digest(config)
+    state = checkpoint.load(folder / "state", method, optimiser, digest=digest) or {"step": 0, "seconds": 0.0}
+    teller = Teller(folder, start=state["step"], steps=config.steps or 0, batch=config.batch, seconds=state["seconds"],
+                    title=title, console=console, log=log)
+
+    def save(step: int) -> None:
+        if world.is_main():
+            checkpoint.save(folder / "state", method, optimiser, step=step, seconds=teller.seconds, digest=digest)
+        world.barrier()
+
+    machine.reset_peak()
+    profile = Profile()
+    try:
+        if stepper is not None:
+            stepper.config = config
+            watch = Watch(method, data, accelerator.device, steps=stepper.progress(0).steps, probe_every=config.probe_every)
+            _loop(config, stepper, loader, state["step"], watch, teller, profile, save, heard)
+        save(config.steps or 0)
+        if world.is_main():
+            for tower in config.towers:
+                save_encoder(getattr(method, tower), folder / tower)
+        teller.end({"peak_mb": machine.peak_mb(), "profile": profile.seconds})
+    except NotFinite as bad:
+        raise _explained(bad, config, folder, method, data) from None
+    except Stopped as stopped:
+        raise Stopped(f"{stopped} in {folder}; the same command goes on from there") from None
+    finally:
+        teller.close()
+
+
+def _loop(config: Config, stepper: Stepper, loader: Loader, start: int, watch: Watch, teller: Teller, profile: Profile,
+          save: Callable[[int], None], heard: Callable[[], str]) -> None:
+    """The loop. `n` counts from 0; after step n, `done` = n + 1 steps are done."""
+    steps = config.steps or 0
+    log_every = config.log_every or max(1, min(50, steps // 100))
+    batches, saved = loader.at(start), time.perf_counter()
+    for n in range(start, steps):
+        done = n + 1
+        with profile("data"):
+            batch = to_device(next(batches), stepper.accelerator.device)
+        with profile("step"):
+            teller.add(stepper(n, batch, watch.gradients if watch.due(done) else None))
+        with profile("watch"):
+            seen = watch.look(done)
+        log = done % log_every == 0 or done == steps
+        stop = _agreed(heard()) if log or world.size() == 1 else ""     # ranks can only stop at the same step
+        late = log and world.any_rank(time.perf_counter() - saved > SAVE_SECONDS)
+        due = late if config.save_every is None else done % config.save_every == 0
+        with profile("log"):
+            if log or seen or due or stop:
+                teller.tell(done, stepper.rate(n), seen)
+            while watch.alarms:
+                teller.alarm(done, *watch.alarms.pop(0))
+        with profile("save"):
+            if due or stop:
+                save(done)
+                saved = time.perf_counter()
+        if stop and done < steps:
+            raise Stopped(f"{stop}: saved at step {done} of {steps}")
+
+
+def _measured(config: Config, stepper: Stepper | None, loader: Loader, device: torch.device) -> Config:
+    """`config` with its threads, and the steps of a minutes budget, settled by timing steps that are undone afterwards."""
+    if stepper is None:
+        return replace(config, steps=0, threads=config.threads or torch.get_num_threads())
+    choices = [config.threads] if config.threads else machine.thread_choices(config.steps)
+    if config.steps is not None and len(choices) == 1:
+        return replace(config, threads=choices[0])
+    batches = (to_device(batch, device) for batch in loader.at(0))
+    threads, pace = machine.measure(stepper, batches, stepper.method, stepper.optimiser, choices)
+    steps = max(1, int(60 * (config.minutes or 0) / pace)) if config.steps is None else config.steps
+    return replace(config, threads=threads, steps=steps)
+
+
+def _agreed(heard: str) -> str:
+    """What a signal said on this rank, or that another rank heard one."""
+    return heard or "stopped on another rank" if world.any_rank(bool(heard)) else ""
+
+
+def _check_accumulation(config: Config, method: nn.Module) -> None:
+    """Parts of a batch give the whole batch's gradient only where no row meets another."""
+    if config.accumulate == 1:
+        return
+    entry = catalogue.method(config.method)
+    fix = "--accumulate 1 with a batch that fits, or more ranks"
+    if not 1 <= config.accumulate <= config.batch // world.size():
+        raise NotanError(f"accumulate = {config.accumulate}", f"1 to {config.batch // world.size()} parts of a batch")
+    if entry.card.get("contrasts_rows", "world.gather(" in entry.path.read_text()):
+        raise NotanError(f"the loss of {config.method} sets the rows of a batch against each other; parts of it would see fewer",
+                         "the whole batch at once", fix)
+    if has_batch_statistics(method):
+        raise NotanError(f"{config.method} was given a network with batch norm; parts would have other statistics",
+                         "the whole batch at once, or an encoder without batch norm", f"--encoder vit, or {fix}")
+
+
+def _explained(bad: NotFinite, config: Config, folder: Path, method: nn.Module, data: Data) -> NotanError:
+    """Dump the step and say what was seen first and what it likely means."""
+    step, terms = bad.progress.step, bad.terms
+    place, named = folder / "debug" / f"step-{step:08d}", first_bad(method)
+    if world.is_main():
+        whole = Loader(data.train, batch_size=config.batch, seed=config.seed, batches=getattr(method, "batches", None))
+        dump(place, method, whole.batch(step), bad.progress, bad.seed, terms)
+        if not (folder / "config.yaml").exists():                       # while a minutes budget was being timed
+            facts = {"info": asdict(data.info), "fingerprint": data.fingerprint}
+            checkpoint.write_text(folder / "config.yaml", configs.dump(config, facts))
+    shown = ", ".join(f"{k} {v:.4g}" for k, v in terms.items())
+    where = f"; the first bad gradient is that of {named}" if named else ""
+    likely = "low precision" if config.precision == "bf16" else "a learning rate that is too high" if step else "the data or the loss"
+    return NotanError(f"step {step} is not finite ({shown}{where})", "finite numbers",
+                      f"likely {likely}: a lower --lr, --clip 1, --precision fp32; the step is kept in {place}, and "
+                      f"notan.runs.dump.replay({str(place)!r}) runs it again")
+
+
+def _clear(folder: Path, config: Config) -> None:
+    """Remove a run, and nothing else, from a folder."""
+    if (folder / "config.yaml").exists():
+        for name in ("config.yaml", "metrics.jsonl", "report.html", "state", "tensorboard", "debug", *config.towers):
+            part = folder / name
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def _sizes(method: nn.Module, config: Config) -> dict[str, int]:
+    """Parameters of each tower, and of all that learns."""
+    return {**{t: sum(p.numel() for p in getattr(method, t).parameters()) for t in config.towers},
+            "learning": sum(p.numel() for p in method.parameters() if p.requires_grad)}
