@@ -1,7 +1,7 @@
 """The state of a run on disk: whole or not at all, the last two kept, safetensors and JSON only.
 
-A state is a folder `state/step-N`, written beside its place, synced, and moved into it with one rename. Randomness needs
-no state: views come from keys and dropout from a seed per step, both functions of the step.
+A state is a folder `state/step-N`, written beside its place, synced, and moved into it with one rename. Randomness
+needs no state: views come from keys and dropout from a seed per step, both functions of the step.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from notan.errors import NotanError
 KEPT = 2
 
 
-def save(folder: Path, method: nn.Module, optimiser: Optimizer | None, *, step: int, seconds: float, digest: str) -> None:
-    """Write `folder/step-N` and drop all but the last two. A full disk raises `NotanError` and leaves the others whole."""
+def save(folder: Path, method: nn.Module, optimiser: Optimizer | None, *, step: int, seconds: float,
+         digest: str) -> None:
+    """Write `folder/step-N` and drop all but the last two. A full disk raises `NotanError`; the others stay whole."""
     place = folder / f"step-{step:08d}"
     if place.exists():
         return
@@ -49,7 +50,7 @@ def save(folder: Path, method: nn.Module, optimiser: Optimizer | None, *, step: 
 
 
 def load(folder: Path, method: nn.Module, optimiser: Optimizer | None, *, digest: str | None) -> dict[str, Any] | None:
-    """Put the newest readable state into `method` and `optimiser`; its {"step", "seconds"}, or None when there is none."""
+    """Put the newest readable state into `method` and `optimiser`; its {"step", "seconds"}, or None without one."""
     states = _states(folder)
     for place in reversed(states):
         try:
@@ -59,7 +60,7 @@ def load(folder: Path, method: nn.Module, optimiser: Optimizer | None, *, digest
         except (OSError, ValueError, SafetensorError):
             continue                                                    # damaged after it was written: the one before
         if digest is not None and meta["digest"] != digest:
-            raise NotanError(f"{place} was written under other settings than config.yaml now has", "one run in one folder",
+            raise NotanError(f"{place} was written under other settings than config.yaml has", "one run in one folder",
                              "undo the change to config.yaml, or start over with --fresh")
         _fill(method, weights, place)
         if optimiser is not None:
@@ -134,7 +135,7 @@ def _fill(method: nn.Module, weights: dict[str, Tensor], place: Path) -> None:
     own = method.state_dict()
     odd = own.keys() ^ weights.keys() or {k for k in own if own[k].shape != weights[k].shape}
     if odd:
-        raise NotanError(f"{place} does not fit the method: {sorted(odd)[0]} differs", "a state of this method and encoder",
+        raise NotanError(f"{place} does not fit the method: {min(odd)} differs", "a state of this method and encoder",
                          "the code has changed since: use the version that wrote it, or start over with --fresh")
     method.load_state_dict(weights)
 

@@ -22,7 +22,7 @@ HABITS = {"log_every", "probe_every", "save_every"}                     # these 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides the weights of a run. None in `steps` or `threads` means: measured once, when it starts."""
+    """Everything that decides the weights of a run. None in `steps` or `threads`: measured once, when it starts."""
 
     method: str
     data: str
@@ -50,13 +50,14 @@ class Config:
 def resolve(method: str, *, data: str, data_options: Mapping[str, Any] | None, rows: int, recipe: str, seed: int,
             steps: int | None, epochs: float | None, minutes: float | None, batch: int | None, lr: float | None,
             encoder: Any, settings: Mapping[str, Any] | None, clip: float | None, **machine: Any) -> Config:
-    """The recipe of `method` with what was asked laid over it. Raises `NotanError` for what does not exist or cannot be.
+    """The recipe of `method` with what was asked laid over it. Raises `NotanError` for what there is not or cannot be.
 
     `machine` holds the remaining fields of `Config` as they are. Without a budget the recipe's epochs count.
     """
     entry = catalogue.method(method)
     if recipe not in entry.recipes:
-        raise NotanError(f"{method} has no recipe {recipe!r}", ", ".join(entry.recipes), did_you_mean(recipe, entry.recipes))
+        raise NotanError(f"{method} has no recipe {recipe!r}", ", ".join(entry.recipes),
+                         did_you_mean(recipe, entry.recipes))
     plan = entry.recipes[recipe]
     if sum(x is not None for x in (steps, epochs, minutes)) > 1:
         raise NotanError("more than one budget was given", "one of steps, epochs, minutes")
@@ -65,13 +66,14 @@ def resolve(method: str, *, data: str, data_options: Mapping[str, Any] | None, r
             raise NotanError(f"{name} = {value}", "a positive number")
     batch = batch or plan.get("batch", 256)
     if batch > rows:
-        raise NotanError(f"a batch of {batch} rows, but the training split has {rows}", "a batch no larger than the data",
+        raise NotanError(f"a batch of {batch} rows, but the training split has {rows}", "no more than the data has",
                          f"--batch {max(1, rows // 2)}, or more data")
     if steps is None and minutes is None:
         steps = max(1, round((epochs if epochs is not None else plan.get("epochs", 1)) * (rows // batch)))
     return Config(
         method=method, data=data, data_options=_plain(data_options or {}), recipe=recipe, seed=seed, batch=batch,
-        steps=steps, minutes=minutes, towers=_towers(entry, plan, encoder), settings=_settings(entry, plan, settings or {}),
+        steps=steps, minutes=minutes, towers=_towers(entry, plan, encoder),
+        settings=_settings(entry, plan, settings or {}),
         optimiser=_plain(optim.complete(_optimiser(plan), batch=batch, lr=lr)),
         warmup=plan.get("warmup", 0.0), clip=plan.get("clip") if clip is None else clip, **machine)
 
@@ -131,13 +133,14 @@ def dump(config: Config, facts: dict[str, Any]) -> str:
 
 
 def load(path: Path) -> tuple[Config, dict[str, Any]]:
-    """Settings and facts of a config.yaml. Raises `NotanError` for a missing file, another version, unknown or missing keys."""
+    """Settings and facts of a config.yaml. Raises `NotanError`: no such file, another version, wrong keys."""
     if not path.exists():
         raise NotanError(f"{path} does not exist", "the config.yaml of a run", "check the path")
     try:
         record = yaml.load(path.read_text(), Loader=_Loader)
     except yaml.YAMLError as error:
-        raise NotanError(f"{path} is not YAML: {str(error).splitlines()[0]}", "a config.yaml that a run wrote") from None
+        first = str(error).splitlines()[0]
+        raise NotanError(f"{path} is not YAML: {first}", "a config.yaml that a run wrote") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         seen = record.get("format") if isinstance(record, dict) else None
         raise NotanError(f"{path} has format {seen} (written by notan {record.get('notan') if seen else '?'})",
@@ -160,7 +163,8 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def _plain(value: Any) -> Any:

@@ -16,13 +16,15 @@ from notan.runs.build import build_method, info_from
 from notan.runs.checkpoint import write_tensors, write_text
 
 
-def dump(folder: Path, method: nn.Module, batch: dict[str, Any], progress: Progress, seed: int, terms: dict[str, float]) -> None:
+def dump(folder: Path, method: nn.Module, batch: dict[str, Any], progress: Progress, seed: int,
+         terms: dict[str, float]) -> None:
     """Write the global batch, the weights before the step, the seed of torch's generator and the progress."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "weights.safetensors", method.state_dict())
     write_tensors(folder / "batch.safetensors", {k: v for k, v in batch.items() if isinstance(v, Tensor)})
     words = {k: v for k, v in batch.items() if not isinstance(v, Tensor)}
-    record = {"progress": list(progress), "torch_seed": seed, "terms": {k: repr(v) for k, v in terms.items()}, "columns": words}
+    record = {"progress": list(progress), "torch_seed": seed, "terms": {k: repr(v) for k, v in terms.items()},
+              "columns": words}
     write_text(folder / "step.json", json.dumps(record, indent=1))
 
 
@@ -42,4 +44,5 @@ def replay(folder: str | Path) -> dict[str, float]:
         out = method.loss(batch, Progress(*record["progress"]))         # type: ignore[operator]
     out["loss"].backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
-    return {**{k: float(v.detach()) for k, v in out.items() if isinstance(v, Tensor) and v.numel() == 1}, "grad_norm": float(norm)}
+    terms = {k: float(v.detach()) for k, v in out.items() if isinstance(v, Tensor) and v.numel() == 1}
+    return {**terms, "grad_norm": float(norm)}

@@ -40,7 +40,7 @@ class Run:
         return info_from(self.facts["info"])
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl, oldest first: losses, probes (`probe_accuracy`), alarms (`alarm`, `message`)."""
+        """The records of metrics.jsonl, in order: losses, probes (`probe_accuracy`), alarms (`alarm`, `message`)."""
         return read(self.path / "metrics.jsonl")
 
     @property
@@ -57,7 +57,7 @@ class Run:
         """The whole method with the weights of the newest state, on the CPU, in eval mode."""
         method = build_method(self.settings, self.info)
         if checkpoint.load(self.path / "state", method, None, digest=None) is None:
-            raise NotanError(f"{self.path} holds no state yet", "a run that was saved at least once", "train it further")
+            raise NotanError(f"{self.path} holds no state yet", "a run that was saved once", "train it further")
         return method.eval()
 
     def encoder(self, tower: str = "encoder") -> Any:
@@ -72,6 +72,6 @@ class Run:
 
 
 def same_run(folder: Path, asked: Config) -> Config | None:
-    """The settled config of a run that `folder` holds already, None when it holds none; raises when it is another run."""
+    """The settled config of the run that `folder` holds, None when it holds none; raises when it is another run."""
     path = folder / "config.yaml"
     return configs.settle(asked, configs.load(path)[0], folder) if path.exists() else None

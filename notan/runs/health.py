@@ -29,7 +29,7 @@ class Alarm(NamedTuple):
 
 
 def effective_rank(z: Tensor) -> float:
-    """exp of the entropy of the normalised singular values of centred features (N, D): 1 ... min(N - 1, D); 0 if all are equal."""
+    """exp of the entropy of the normalised singular values of centred (N, D): 1 to min(N - 1, D); 0 if all equal."""
     z = z.double()
     s = torch.linalg.svdvals(z - z.mean(0))
     if s.sum() <= 1e-9 * z.norm():
@@ -39,13 +39,13 @@ def effective_rank(z: Tensor) -> float:
 
 
 def spread(z: Tensor) -> float:
-    """Mean over dimensions of the std of L2-normalised features (N, D), times sqrt(D): 1 on the whole sphere, 0 if all are equal."""
+    """Mean std of L2-normalised (N, D), times sqrt(D): 1 when spread over the whole sphere, 0 if all are equal."""
     z = F.normalize(z.double(), dim=1)
     return float(z.std(0, correction=0).mean() * z.shape[1] ** 0.5)
 
 
 class Health:
-    """Watches one method through a run. `gradients` goes between backward and the optimiser, `features` after a step."""
+    """Watches one method through a run: `gradients` between backward and the update, `features` after it."""
 
     def __init__(self, method: nn.Module) -> None:
         self.method = method
@@ -53,7 +53,7 @@ class Health:
         self.raised: set[str] = set()
         self.teachers = list(teacher_pairs(method))
         self.starts = [[p.detach().clone() for p in (_largest(t), _largest(s))] for t, s in self.teachers]
-        self.born_equal = [all(torch.equal(a, b) for a, b in zip(t.parameters(), s.parameters())) for t, s in self.teachers]
+        self.born_equal = [_equal(t, s) for t, s in self.teachers]
         self.temperatures = {n: p.detach().clone() for n, p in method.named_parameters() if _is_temperature(n, p)}
 
     def gradients(self) -> list[Alarm]:
@@ -73,30 +73,29 @@ class Health:
         return alarms + self._temperatures()
 
     def features(self, z: Tensor) -> tuple[dict[str, float], list[Alarm]]:
-        """Effective rank and spread of `encode` on a fixed batch (N, D), and what is wrong with them and with the teachers."""
+        """Effective rank and spread of `encode` on fixed rows (N, D), and what is wrong with them or the teachers."""
         if not torch.isfinite(z).all():
-            return {}, self._alarm("not finite", "the features of the watched rows are not finite: the run has diverged; "
-                                   "likely a learning rate that is too high, or missing warm-up")
+            return {}, self._alarm("not finite", "the features of the watched rows are not finite; likely a learning "
+                                   "rate that is too high, or missing warm-up")
         rank, wide = effective_rank(z), spread(z)
         alarms = []
         if self._again("collapse", rank < LOW_RANK or wide < LOW_SPREAD):
             alarms += self._alarm("collapse", (
-                f"all rows get nearly the same feature (effective rank {rank:.1f} of {min(len(z) - 1, z.shape[1])}, spread {wide:.3f} "
-                "of 1); likely no term holds features apart: a missing stop-gradient, predictor or teacher momentum, a "
-                "learning rate too high, or a temperature far off"))
+                f"all rows get nearly the same feature (effective rank {rank:.1f} of {min(len(z) - 1, z.shape[1])}, "
+                f"spread {wide:.3f} of 1); likely no term holds features apart: a missing stop-gradient, predictor or "
+                "teacher momentum, a learning rate too high, or a temperature far off"))
         return {"effective_rank": rank, "feature_spread": wide}, [*alarms, *self._teachers()]
 
     def _teachers(self) -> Iterator[Alarm]:
         for i, (teacher, student) in enumerate(self.teachers):
-            equal = all(torch.equal(a, b) for a, b in zip(teacher.parameters(), student.parameters()))
             learned = not torch.equal(_largest(student), self.starts[i][1])
             still = self.born_equal[i] and torch.equal(_largest(teacher), self.starts[i][0])
-            if self._again(f"same {i}", equal and learned):
-                yield from self._alarm("teacher = student", "the teacher's weights equal the student's exactly; likely a "
-                                       "momentum of 0, or both share their parameters")
+            if self._again(f"same {i}", learned and _equal(teacher, student)):
+                yield from self._alarm("teacher = student", "the teacher's weights equal the student's exactly; likely "
+                                       "a momentum of 0, or both share their parameters")
             if self._again(f"still {i}", still and learned and hasattr(self.method, "after_step")):
-                yield from self._alarm("teacher stands still", "the student learns but its teacher has not moved since the "
-                                       "start; likely a momentum of 1, or after_step does not update it")
+                yield from self._alarm("teacher stands still", "the student learns but its teacher has not moved since "
+                                       "the start; likely a momentum of 1, or after_step does not update it")
 
     def _temperatures(self) -> list[Alarm]:
         alarms = []
@@ -107,7 +106,7 @@ class Health:
                 self.temperatures[name] = p.detach().clone()
                 if self._again(f"pinned {name}", pinned or flat):
                     alarms += self._alarm("saturated temperature", (
-                        f"{name} = {float(p):.4g} does not move; likely it sits at its clamp: lower the learning rate, "
+                        f"{name} = {float(p.detach()):.4g} does not move; likely it sits at its clamp: lower the learning rate, "
                         "start elsewhere, or widen the clamp"), key=f"pinned {name}")
         return alarms
 
@@ -159,6 +158,10 @@ def _largest(module: nn.Module) -> Tensor:
     return max(module.parameters(), key=lambda p: p.numel()).detach()
 
 
+def _equal(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+
+
 def _is_temperature(name: str, p: nn.Parameter) -> bool:
     last = name.rsplit(".", 1)[-1]
     return p.requires_grad and p.numel() == 1 and re.search(r"tau|temp|logit_scale|log_scale", last) is not None
@@ -166,5 +169,5 @@ def _is_temperature(name: str, p: nn.Parameter) -> bool:
 
 def _dead_message(names: set[str], total: int) -> str:
     shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return (f"{len(names)} of {total} parameters get no gradient or exactly zero: {shown}; likely they are cut off by a detach or "
-            "no_grad, replaced in the forward pass, or not used by the loss")
+    return (f"{len(names)} of {total} parameters get no gradient or exactly zero: {shown}; likely cut off by a "
+            "detach or no_grad, replaced in the forward pass, or not used by the loss")

@@ -30,11 +30,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 class Teller:
-    """Collects the terms of steps without waiting for the device, and tells their means when asked to. Rank 0 speaks."""
+    """Collects the terms of steps without waiting for the device, and tells their means when asked. Rank 0 speaks."""
 
     def __init__(self, folder: Path, *, start: int, steps: int, batch: int, seconds: float, title: str, console: Any,
                  log: Log | None) -> None:
-        """`start` and `seconds` are the saved step and time: later records are of a part of the run that was lost, and are cut."""
+        """`start` and `seconds` are the saved step and time; later records are of a lost part of the run, and cut."""
         self.steps, self._batch, self._before, self._log, self._title = steps, batch, seconds, log, title
         self._sums: dict[str, Tensor] = {}
         self._count = 0
@@ -98,8 +98,8 @@ class Teller:
 
     def _show(self, record: dict[str, Any]) -> None:
         if "alarm" in record:
-            self._console.print(f"{self._title}, step {record['step']}: {record['alarm']}: {record['message']}", style="yellow",
-                                highlight=False, markup=False)
+            text = f"{self._title}, step {record['step']}: {record['alarm']}: {record['message']}"
+            self._console.print(text, style="yellow", highlight=False, markup=False)
         forms = {"loss": "loss {:.4f}", "probe_accuracy": "probe {:.3f}", "rows_per_s": "{:.0f} rows/s"}
         text = "  ".join(form.format(record[k]) for k, form in forms.items() if k in record)
         self._bar.update(self._task, completed=record["step"], **({"text": text} if text else {}))

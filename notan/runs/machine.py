@@ -11,6 +11,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def join(precision: str) -> Accelerator:
     from accelerate.state import AcceleratorState
     from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, DistributedType
 
-    AcceleratorState._reset_state()                                     # else a second run could not choose its precision
+    AcceleratorState._reset_state()                                     # else a second run cannot choose its precision
     accelerator = Accelerator(
         cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         mixed_precision="bf16" if precision == "bf16" else "no",
@@ -50,8 +51,8 @@ def join(precision: str) -> Accelerator:
                                                        gradient_as_bucket_view=True)])
     asked = asked_ranks()
     if asked > world.size():
-        raise NotanError(f"{asked} processes were asked for, but the world has {world.size()}", "a launcher that joins them",
-                         f"torchrun --nproc-per-node {asked} -m notan.cli ...")
+        raise NotanError(f"{asked} processes were asked for, but the world has {world.size()}",
+                         "a launcher that joins them", f"torchrun --nproc-per-node {asked} -m notan.cli ...")
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise NotanError(f"accelerate was configured for {accelerator.distributed_type.value}", "one process, or DDP",
                          "accelerate config, or torchrun")
@@ -66,8 +67,8 @@ def asked_ranks() -> int:
     counts = [os.environ.get(name, "1") for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
     with contextlib.suppress(OSError):
         words = Path(f"/proc/{os.getppid()}/cmdline").read_text().replace("=", "\0").split("\0")
-        if "launch" in words and any("accelerate" in w for w in words[:3]):
-            counts += [after for word, after in zip(words, words[1:]) if word in ("--num_processes", "--num-processes")]
+        if all(any(part in word for word in words[:4]) for part in ("accelerate", "launch")):
+            counts += [after for word, after in pairwise(words) if word in ("--num_processes", "--num-processes")]
     return max(int(count) for count in counts if count.isdigit())
 
 
@@ -99,7 +100,7 @@ def settled(threads: int | None, deterministic: bool) -> Iterator[None]:
 
 
 def seed_step(seed: int, step: int) -> int:
-    """Seed torch's generator (dropout) as a function of seed, step and rank, so that no generator state need be kept."""
+    """Seed torch's generator (dropout) as a function of seed, step and rank: no generator state need be kept."""
     value = (word(f"step {seed} {step} {world.rank()}")) & (2**63 - 1)
     torch.manual_seed(value)
     return value

@@ -34,7 +34,8 @@ def complete(settings: dict[str, Any], *, batch: int, lr: float | None) -> dict[
     options = {**KNOWN[name], "layer_decay": None}
     unknown = settings.keys() - options.keys() - {"lr"}
     if unknown:
-        raise NotanError(f"{name} has no setting {min(unknown)!r}", ", ".join(options), did_you_mean(min(unknown), options))
+        raise NotanError(f"{name} has no setting {min(unknown)!r}", ", ".join(options),
+                         did_you_mean(min(unknown), options))
     base = settings.pop("lr")
     peak = lr if lr is not None else base * batch / 256 if rule == "linear256" else base
     return {"name": name, "lr": float(peak), **options, **settings}
@@ -52,7 +53,8 @@ def build(settings: dict[str, Any], method: nn.Module) -> Optimizer:
     return LARS(groups, lr=options["lr"], momentum=options["momentum"], eta=options["eta"])
 
 
-def parameter_groups(method: nn.Module, *, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
+def parameter_groups(method: nn.Module, *, weight_decay: float,
+                     layer_decay: float | None = None) -> list[dict[str, Any]]:
     """Groups that share decay and rate. Vectors, biases, tokens and position embeddings never decay.
 
     With `layer_decay` d, layer i of an encoder of n layers learns at d ** (n + 1 - i) of the rate, the embedding being
@@ -66,7 +68,8 @@ def parameter_groups(method: nn.Module, *, weight_decay: float, layer_decay: flo
         layer = _layer(name)
         scale = 1.0 if layer_decay is None or layer is None else layer_decay ** (depth + 1 - layer)
         group = groups.setdefault((decayed, scale), {
-            "params": [], "names": [], "weight_decay": weight_decay if decayed else 0.0, "scale": scale, "decayed": decayed})
+            "params": [], "names": [], "weight_decay": weight_decay if decayed else 0.0, "scale": scale,
+            "decayed": decayed})
         group["params"].append(p)
         group["names"].append(name)
     return list(groups.values())
@@ -84,7 +87,7 @@ def _layer(name: str) -> int | None:
 
 
 def rate(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak rate at optimiser step 0 <= `step` < `steps`: linear over the first `warmup` share, then a half cosine."""
+    """Share of the peak rate at step 0 <= `step` < `steps`: linear over the `warmup` share, then a half cosine."""
     first = round(warmup * steps)
     if step < first:
         return (step + 1) / first

@@ -43,7 +43,8 @@ class NotFinite(Exception):
 class Stepper:
     """Takes the steps of a run: a function of weights, moments, batch and step number, and of nothing else."""
 
-    def __init__(self, config: Config, method: nn.Module, optimiser: Optimizer, accelerator: Accelerator, per_epoch: int) -> None:
+    def __init__(self, config: Config, method: nn.Module, optimiser: Optimizer, accelerator: Accelerator,
+                 per_epoch: int) -> None:
         self.config, self.method, self.optimiser, self.accelerator = config, method, optimiser, accelerator
         self.per_epoch = per_epoch
         self.step = accelerator.prepare_model(Step(method))
@@ -82,8 +83,8 @@ class Stepper:
         return self.config.optimiser["lr"] * optim.rate(n, self.progress(n).steps, self.config.warmup)
 
     def backward(self, batch: dict[str, Any], progress: Progress) -> tuple[dict[str, Tensor], Any]:
-        """Gradients of the mean loss over the global batch, summed over parts of the rows; its terms, and what to keep."""
-        parts, rows = self.config.accumulate, len(batch["row"])           # a part counts by its global rows
+        """Gradients of the mean loss over the global batch, in parts that count by their rows; terms, what to keep."""
+        parts, rows = self.config.accumulate, len(batch["row"])
         cuts = [rows * i // parts for i in range(parts + 1)]
         terms: dict[str, Tensor] = {}
         kept = []

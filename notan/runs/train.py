@@ -47,17 +47,18 @@ def train(method: str, data: str | Data = "fashion-mnist", *, out: str | Path | 
           precision: str = "auto", accumulate: int = 1, clip: float | None = None, compile: bool = False,
           threads: int | None = None, deterministic: bool = False, resume: bool = True, log_every: int | None = None,
           probe_every: int | None = None, save_every: int | None = None, settings: dict[str, Any] | None = None,
-          data_options: dict[str, Any] | None = None, console: Any = None, title: str | None = None, log: Log | None = None) -> Run:
+          data_options: dict[str, Any] | None = None, console: Any = None, title: str | None = None,
+          log: Log | None = None) -> Run:
     """Train `method` on `data` into the run folder `out` (default runs/METHOD-DATA-SEED) and return the run.
 
-    The budget is `steps`, `epochs` or `minutes` (a step count after a timed warm-up), else the recipe's epochs. `batch` counts
-    the rows of the global batch; `lr` is the peak rate; `settings` are the method's own flags. If `out` holds this very run
-    it goes on from its last state, bit for bit as if undisturbed (`resume=False` starts over). `*_every` count steps; without
-    them records are logged about 100 times a run, an online probe runs 5 times, and a state is saved every five minutes and at
-    the end. `log` is called with every record of metrics.jsonl.
+    The budget is `steps`, `epochs` or `minutes` (a step count after a timed warm-up), else the recipe's epochs. `batch`
+    counts the rows of the global batch; `lr` is the peak rate; `settings` are the method's own flags. If `out` holds
+    this very run it goes on from its last state, bit for bit as if undisturbed (`resume=False` starts over). `*_every`
+    count steps; without them records are logged about 100 times a run, an online probe runs 5 times, and a state is
+    saved every five minutes and at the end. `log` is called with every record of metrics.jsonl.
 
-    Raises `NotanError` for settings that do not exist or fit, missing columns, another run in `out`, a full disk, or a loss
-    that is not finite; `Stopped` (a KeyboardInterrupt) after Ctrl-C or SIGTERM, with the state saved.
+    Raises `NotanError` for settings that do not exist or fit, missing columns, another run in `out`, a full disk, or a
+    loss that is not finite; `Stopped` (a KeyboardInterrupt) after Ctrl-C or SIGTERM, with the state saved.
     """
     spec = data.info.name if isinstance(data, Data) else str(data)
     precision = machine.choose_precision(precision)
@@ -66,19 +67,21 @@ def train(method: str, data: str | Data = "fashion-mnist", *, out: str | Path | 
     opened = _open(data, data_options)
     asked = configs.resolve(
         method, data=spec, data_options=data_options, rows=len(opened.train), recipe=recipe, seed=seed, steps=steps,
-        epochs=epochs, minutes=minutes, batch=batch, lr=lr, encoder=encoder, settings=settings, clip=clip, accumulate=accumulate,
-        precision=precision, compile=compile, threads=threads, deterministic=deterministic, log_every=log_every,
-        probe_every=probe_every, save_every=save_every)
+        epochs=epochs, minutes=minutes, batch=batch, lr=lr, encoder=encoder, settings=settings, clip=clip,
+        accumulate=accumulate, precision=precision, compile=compile, threads=threads, deterministic=deterministic,
+        log_every=log_every, probe_every=probe_every, save_every=save_every)
     folder = Path(out) if out is not None else Path("runs") / f"{method}-{Path(spec).name}-{seed}"
     return _start(asked, opened, folder, accelerator, resume=resume, console=console, title=title, log=log)
 
 
-def train_config(path: str | Path, *, out: str | Path | None = None, console: Any = None, log: Log | None = None) -> Run:
-    """Re-run a config.yaml, by default into `again/` beside it; with the same folder as `out` an unfinished run goes on."""
+def train_config(path: str | Path, *, out: str | Path | None = None, console: Any = None,
+                 log: Log | None = None) -> Run:
+    """Re-run a config.yaml, by default into `again/` beside it; with its own folder as `out` it goes on."""
     asked, _ = configs.load(Path(path))
     accelerator = machine.join(asked.precision)
     folder = Path(out) if out is not None else Path(path).parent / "again"
-    return _start(asked, _open(asked.data, asked.data_options), folder, accelerator, resume=True, console=console, title=None, log=log)
+    data = _open(asked.data, asked.data_options)
+    return _start(asked, data, folder, accelerator, resume=True, console=console, title=None, log=log)
 
 
 def _open(data: str | Data, options: dict[str, Any] | None) -> Data:
@@ -143,9 +146,10 @@ def _run(config: Config, data: Data, folder: Path, accelerator: Accelerator, hea
     try:
         if stepper is not None:
             stepper.config = config
-            watch = Watch(method, data, accelerator.device, steps=stepper.progress(0).steps, probe_every=config.probe_every)
+            watch = Watch(method, data, accelerator.device, steps=config.steps or 0, probe_every=config.probe_every)
             _loop(config, stepper, loader, state["step"], watch, teller, profile, save, heard)
-        save(config.steps or 0)
+        with profile("save"):
+            save(config.steps or 0)
         if world.is_main():
             for tower in config.towers:
                 save_encoder(getattr(method, tower), folder / tower)
@@ -190,7 +194,7 @@ def _loop(config: Config, stepper: Stepper, loader: Loader, start: int, watch: W
 
 
 def _measured(config: Config, stepper: Stepper | None, loader: Loader, device: torch.device) -> Config:
-    """`config` with its threads, and the steps of a minutes budget, settled by timing steps that are undone afterwards."""
+    """`config` with threads, and the steps of a minutes budget, settled by timing steps that are undone afterwards."""
     if stepper is None:
         return replace(config, steps=0, threads=config.threads or torch.get_num_threads())
     choices = [config.threads] if config.threads else machine.thread_choices(config.steps)
@@ -216,7 +220,7 @@ def _check_accumulation(config: Config, method: nn.Module) -> None:
     if not 1 <= config.accumulate <= config.batch // world.size():
         raise NotanError(f"accumulate = {config.accumulate}", f"1 to {config.batch // world.size()} parts of a batch")
     if entry.card.get("contrasts_rows", "world.gather(" in entry.path.read_text()):
-        raise NotanError(f"the loss of {config.method} sets the rows of a batch against each other; parts of it would see fewer",
+        raise NotanError(f"the loss of {config.method} sets rows against each other: parts of a batch would see fewer",
                          "the whole batch at once", fix)
     if has_batch_statistics(method):
         raise NotanError(f"{config.method} was given a network with batch norm; parts would have other statistics",
@@ -235,7 +239,8 @@ def _explained(bad: NotFinite, config: Config, folder: Path, method: nn.Module, 
             checkpoint.write_text(folder / "config.yaml", configs.dump(config, facts))
     shown = ", ".join(f"{k} {v:.4g}" for k, v in terms.items())
     where = f"; the first bad gradient is that of {named}" if named else ""
-    likely = "low precision" if config.precision == "bf16" else "a learning rate that is too high" if step else "the data or the loss"
+    likely = "a learning rate that is too high" if step else "the data or the loss"
+    likely = "low precision" if config.precision == "bf16" else likely
     return NotanError(f"step {step} is not finite ({shown}{where})", "finite numbers",
                       f"likely {likely}: a lower --lr, --clip 1, --precision fp32; the step is kept in {place}, and "
                       f"notan.runs.dump.replay({str(place)!r}) runs it again")

@@ -22,7 +22,8 @@ PROBED = 512
 class Watch:
     """Looks at a method about 20 times a run, and probes it about 5 times or every `probe_every` steps."""
 
-    def __init__(self, method: nn.Module, data: Data, device: torch.device, *, steps: int, probe_every: int | None) -> None:
+    def __init__(self, method: nn.Module, data: Data, device: torch.device, *, steps: int,
+                 probe_every: int | None) -> None:
         self.method, self.data, self.device, self.steps = method, data, device, steps
         self._look_every = max(1, min(200, steps // 20))
         self._probe_every = probe_every or max(1, steps // 5)
@@ -62,7 +63,7 @@ def features(method: nn.Module, rows: Any, index: np.ndarray, device: torch.devi
 
 
 def online_probe(method: nn.Module, data: Data, device: torch.device) -> dict[str, float]:
-    """Accuracy of a ridge probe fitted on 512 training rows and scored on 512 test rows; {} where there is nothing to fit."""
+    """Accuracy of a ridge probe fitted on 512 train and scored on 512 test rows; {} where nothing can be fitted."""
     if "label" not in data.info.columns:
         return {}
     sides: list[Tensor] = []
@@ -74,7 +75,7 @@ def online_probe(method: nn.Module, data: Data, device: torch.device) -> dict[st
             sides += [z, torch.from_numpy(rows.values("label")[index])]
         return {"probe_accuracy": ridge(*sides)["accuracy"]}
     except NotanError:
-        return {}                                                       # one class among the rows, or features not finite
+        return {}                                                       # one class, or features that are not finite
     finally:
         method.train()
 

@@ -1,0 +1,127 @@
+"""`notan embed`: rows become features in a table, with any run, any saved encoder, or any Hugging Face backbone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from notan.data import Data, Rows, keys, open_data
+from notan.errors import NotanError
+from notan.nets.build import build_encoder, load_encoder
+from notan.probes.features import extract
+from notan.runs.checkpoint import full_disk_explained
+from notan.runs.folder import Run
+from notan.views.geometry import floats, resize
+
+Encode = Callable[[dict[str, Any]], Tensor | dict[str, Tensor]]
+ROWS = 4096                                                             # held in memory at a time
+
+
+def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Path, split: str = "train",
+          data_options: dict[str, Any] | None = None, batch: int = 512) -> Path:
+    """Write `out`, a parquet file: `row` int64, `feature` list<float32>[D], and `label`, `class` if there are.
+
+    run: a run folder (its method's `encode`), an encoder folder, "hf:NAME", or a module with `features`. An encode
+    with several outputs gives a column `feature_<name>` for each. Pictures of another size are resized to the
+    encoder's. Raises `NotanError` for another suffix, an unknown split, or a source that is none of these.
+    """
+    out = Path(out)
+    if out.suffix != ".parquet":
+        raise NotanError(f"--out {out}", "a name that ends in .parquet", f"--out {out.with_suffix('.parquet')}")
+    if split not in ("train", "test"):
+        raise NotanError(f"there is no split {split!r}", "train or test")
+    opened = open_data(data, **(data_options or {}))
+    rows = opened.train if split == "train" else opened.test
+    encode = encoding(run)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.{os.getpid()}")
+    with full_disk_explained(out.parent):
+        try:
+            _write(part, _tables(encode, rows, opened.info.classes, batch))
+            os.replace(part, out)
+        finally:
+            part.unlink(missing_ok=True)
+    return out
+
+
+def encoding(source: str | Path | Run | nn.Module) -> Encode:
+    """What turns a batch with `image` uint8 (B, C, H, W) into features: (B, D), or (B, D) by name.
+
+    A run gives its method's `encode`, anything else its `features` of the pixels. Runs on a GPU where there is one.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(source, (str, Path)) and (Path(source) / "config.yaml").exists():
+        source = Run(source)
+    if isinstance(source, Run):
+        method, info = source.method().to(device), source.info
+
+        def by_method(batch: dict[str, Any]) -> Tensor | dict[str, Tensor]:
+            batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            if "image" in batch and (info.channels, info.image_size) != tuple(batch["image"].shape[1:3]):
+                pixels = fitted(batch["image"], info.channels or 0, info.image_size or 0)
+                batch["image"] = (pixels * 255).round().to(torch.uint8)
+            return method.encode(batch)                                 # type: ignore[operator]
+
+        return by_method
+    encoder: Any = source if isinstance(source, nn.Module) else _encoder(str(source))
+    encoder = encoder.eval().to(device)
+    return lambda batch: encoder.features(fitted(batch["image"].to(device), encoder.channels, encoder.image_size))
+
+
+def fitted(images: Tensor, channels: int, side: int) -> Tensor:
+    """uint8 images (B, C, H, W) as pixels in [0, 1] with the channels and the side an encoder takes."""
+    pixels = floats(images)
+    if pixels.shape[1] != channels:
+        pixels = pixels.mean(1, keepdim=True).expand(-1, channels, -1, -1)
+    return pixels if pixels.shape[2:] == (side, side) else resize(pixels, side)
+
+
+def _encoder(source: str) -> Any:
+    return build_encoder(source) if source.startswith("hf:") else load_encoder(source)
+
+
+def _tables(encode: Encode, rows: Rows, classes: tuple[str, ...], batch: int) -> Iterator[Any]:
+    import pyarrow as pa
+
+    labels = rows.values("label") if "label" in rows.columns else None
+    for start in range(0, len(rows), ROWS):
+        index = np.arange(start, min(start + ROWS, len(rows)))
+        columns: dict[str, Any] = {"row": pa.array(index)}
+        for name, z in _features(encode, rows, index, batch).items():
+            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(z.numpy().reshape(-1)), z.shape[1])
+        if labels is not None:
+            columns["label"] = pa.array(labels[index])
+            if classes:
+                columns["class"] = pa.array([classes[c] if 0 <= c < len(classes) else None for c in labels[index]])
+        yield pa.table(columns)
+
+
+def _features(encode: Encode, rows: Rows, index: np.ndarray, batch: int) -> dict[str, Tensor]:
+    """Features (N, D) by column name. Several outputs pass through `extract` side by side and are cut apart again."""
+    widths: dict[str, int] = {}
+
+    def one(given: dict[str, Any]) -> Tensor:
+        given["key"] = torch.from_numpy(keys.row_keys(0, 0, given["row"].numpy()))
+        z = encode(given)
+        z = {f"feature_{k}": v for k, v in z.items()} if isinstance(z, dict) else {"feature": z}
+        widths.update({k: v.shape[1] for k, v in z.items()})
+        return torch.cat(list(z.values()), dim=1)
+
+    z = extract(one, rows, index, batch=batch)
+    return {name: part.contiguous() for name, part in zip(widths, z.split(list(widths.values()), dim=1))}
+
+
+def _write(path: Path, tables: Iterator[Any]) -> None:
+    import pyarrow.parquet as pq
+
+    first = next(tables)
+    with pq.ParquetWriter(path, first.schema) as writer:
+        writer.write_table(first)
+        for table in tables:
+            writer.write_table(table)
