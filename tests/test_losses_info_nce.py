@@ -21,10 +21,10 @@ def test_nt_xent_is_algorithm_1_of_simclr():
     z = torch.stack([z1, z2], 1).flatten(0, 1)                          # the paper's order: 2k - 1 and 2k are a pair
     s = [[float(a @ b / (a.norm() * b.norm())) for b in z] for a in z]
 
-    def l(i, j):
+    def ell(i, j):
         return -math.log(math.exp(s[i][j] / tau) / sum(math.exp(s[i][k] / tau) for k in range(2 * N) if k != i))
 
-    expected = sum(l(2 * k, 2 * k + 1) + l(2 * k + 1, 2 * k) for k in range(N)) / (2 * N)
+    expected = sum(ell(2 * k, 2 * k + 1) + ell(2 * k + 1, 2 * k) for k in range(N)) / (2 * N)
     assert nt_xent(z1, z2, tau=tau).item() == pytest.approx(expected, abs=1e-12)
 
 

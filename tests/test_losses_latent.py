@@ -52,7 +52,8 @@ def test_clamped_sigma_and_huge_logits_stay_finite():
 def test_self_contrast_at_its_limits(tau):
     same, orthogonal = torch.ones(5, 5, dtype=torch.float64), torch.eye(5, dtype=torch.float64)
     assert self_contrast(same, tau=tau).tolist() == pytest.approx([-math.log(2)] * 5, abs=1e-12)
-    assert self_contrast(orthogonal, tau=tau).tolist() == pytest.approx([-math.log1p(math.exp(-1 / tau))] * 5, abs=1e-12)
+    right_angle = -math.log1p(math.exp(-1 / tau))
+    assert self_contrast(orthogonal, tau=tau).tolist() == pytest.approx([right_angle] * 5, abs=1e-12)
     pair = torch.tensor([[1.0, 2.0], [-1.0, -2.0]], dtype=torch.float64)
     assert self_contrast(pair, tau=tau).tolist() == pytest.approx([-math.log1p(math.exp(-2 / tau))] * 2, abs=1e-12)
     assert self_contrast(pair[:1], tau=tau).tolist() == [0.0]

@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,7 @@ def _parse(spec: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
         return spec["name"], {k: v for k, v in spec.items() if k != "name"}
     name, _, rest = spec.partition(":")
     options = {}
-    for part in filter(None, rest.split(",")):
+    for part in filter(None, re.split(r",(?![^(\[]*[)\]])", rest)):          # commas outside brackets
         key, equals, value = part.partition("=")
         if not equals:
             raise NotanError(f"encoder {spec!r}: {part!r} has no value", "name:option=value,option=value")
@@ -118,6 +119,9 @@ def _parse(spec: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _literal(text: str) -> Any:
+    named = {"true": True, "false": False, "none": None}
+    if text.lower() in named:
+        return named[text.lower()]
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -37,6 +37,10 @@ class Normalise(nn.Module):
                              "convert with views.geometry.floats")
         return (pixels.to(self.mean.dtype) - self.mean) / self.std
 
+    def undo(self, x: Tensor) -> Tensor:
+        """Normalised values (B, C, ., .) back to pixels in [0, 1]."""
+        return x * self.std + self.mean
+
 
 def patchify(images: Tensor, patch: int) -> Tensor:
     """Images (B, C, H, W) to patches (B, N, patch * patch * C) in raster order; in a patch (row, column, channel)."""

@@ -19,6 +19,8 @@ class ImageEncoder(Protocol):
     channels: int
     config: dict[str, Any]
 
+    def normalise(self, pixels: Tensor) -> Tensor: ...                  # (B, C, S, S) in [0, 1] -> what the weights see
+
     def features(self, pixels: Tensor) -> Tensor: ...                   # (B, C, S, S) -> (B, D)
 
     def maps(self, pixels: Tensor) -> Tensor: ...                       # (B, C, S, S) -> (B, D, h, w)
@@ -43,7 +45,7 @@ class TokenEncoder(ImageEncoder, Protocol):
 
 @runtime_checkable
 class ConvEncoder(ImageEncoder, Protocol):
-    """A convolutional encoder; `forward(pixels)` gives its last map (B, D, h, w), `trunk` the same for images of any size."""
+    """A convolutional encoder; `forward(pixels)` gives its last map (B, D, h, w), `trunk` that of any image size."""
 
     stride: int
 
