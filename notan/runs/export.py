@@ -108,7 +108,7 @@ def _onnx(encoder: Any, folder: Path) -> None:
                          "pip install 'notan[export]'") from None
     path = folder / "model.onnx"
     with _quiet(), torch.no_grad():
-        torch.onnx.export(_Features(encoder), (_pixels(encoder),), str(path), dynamo=True, input_names=["pixels"],
+        torch.onnx.export(_Features(encoder).eval(), (_pixels(encoder),), str(path), dynamo=True, input_names=["pixels"],
                           output_names=["features"], dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
                           external_data=False, verbose=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

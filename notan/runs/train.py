@@ -54,8 +54,8 @@ def train(method: str, data: str | Data = "fashion-mnist", *, out: str | Path | 
     The budget is `steps`, `epochs` or `minutes` (a step count after a timed warm-up), else the recipe's epochs. `batch`
     counts the rows of the global batch; `lr` is the peak rate; `settings` are the method's own flags. If `out` holds
     this very run it goes on from its last state, bit for bit as if undisturbed (`resume=False` starts over). `*_every`
-    count steps; without them records are logged about 100 times a run, an online probe runs 5 times, and a state is
-    saved every five minutes and at the end. `log` is called with every record of metrics.jsonl.
+    count steps; without them records are logged about 100 times a run, an online probe runs 2 to 5 times, and a state
+    is saved every five minutes and at the end. `log` is called with every record of metrics.jsonl.
 
     Raises `NotanError` for settings that do not exist or fit, missing columns, another run in `out`, a full disk, or a
     loss that is not finite; `Stopped` (a KeyboardInterrupt) after Ctrl-C or SIGTERM, with the state saved.
@@ -146,7 +146,8 @@ def _run(config: Config, data: Data, folder: Path, accelerator: Accelerator, hea
     try:
         if stepper is not None:
             stepper.config = config
-            watch = Watch(method, data, accelerator.device, steps=config.steps or 0, probe_every=config.probe_every)
+            watch = Watch(method, data, accelerator.device, steps=config.steps or 0, rows=config.batch,
+                          probe_every=config.probe_every)
             _loop(config, stepper, loader, state["step"], watch, teller, profile, save, heard)
         with profile("save"):
             save(config.steps or 0)

@@ -15,18 +15,23 @@ from notan.probes.features import extract
 from notan.probes.ridge import ridge
 from notan.runs.health import Alarm, Health
 
-LOOKED_AT = 256
-PROBED = 512
+LOOKED_AT = 128
+PROBED = 384                                                            # of each split
+SHARE = 0.04                                                            # of the trained rows, for looks and for probes
 
 
 class Watch:
-    """Looks at a method about 20 times a run, and probes it about 5 times or every `probe_every` steps."""
+    """Looks at a method 6 to 20 times a run and probes it 2 to 5 times, less often where that would take a while.
 
-    def __init__(self, method: nn.Module, data: Data, device: torch.device, *, steps: int,
+    `rows` is how many rows each of the `steps` trains on; a given `probe_every` is kept.
+    """
+
+    def __init__(self, method: nn.Module, data: Data, device: torch.device, *, steps: int, rows: int,
                  probe_every: int | None) -> None:
         self.method, self.data, self.device, self.steps = method, data, device, steps
-        self._look_every = max(1, min(200, steps // 20))
-        self._probe_every = probe_every or max(1, steps // 5)
+        affordable = SHARE * steps * rows
+        self._look_every = max(1, min(500, steps // _between(6, affordable / LOOKED_AT, 20)))
+        self._probe_every = probe_every or max(1, steps // _between(2, affordable / (2 * PROBED), 5))
         self._health = Health(method)
         self._rows = _some(len(data.train), LOOKED_AT)
         self.alarms: list[Alarm] = []
@@ -63,7 +68,7 @@ def features(method: nn.Module, rows: Any, index: np.ndarray, device: torch.devi
 
 
 def online_probe(method: nn.Module, data: Data, device: torch.device) -> dict[str, float]:
-    """Accuracy of a ridge probe fitted on 512 train and scored on 512 test rows; {} where nothing can be fitted."""
+    """Accuracy of a ridge probe fitted on 384 train and scored on 384 test rows; {} where nothing can be fitted."""
     if "label" not in data.info.columns:
         return {}
     sides: list[Tensor] = []
@@ -90,6 +95,10 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     if device.type != "cuda":
         return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     return {k: v.pin_memory().to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def _between(low: int, x: float, high: int) -> int:
+    return int(min(max(x, low), high))
 
 
 def _some(rows: int, most: int) -> np.ndarray:
