@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from notan.nets.pixels import Normalise
+
 
 @runtime_checkable
 class ImageEncoder(Protocol):
@@ -18,8 +20,7 @@ class ImageEncoder(Protocol):
     image_size: int
     channels: int
     config: dict[str, Any]
-
-    def normalise(self, pixels: Tensor) -> Tensor: ...                  # (B, C, S, S) in [0, 1] -> what the weights see
+    normalise: Normalise                                                # pixels -> what the weights see, and `undo`
 
     def features(self, pixels: Tensor) -> Tensor: ...                   # (B, C, S, S) -> (B, D)
 
