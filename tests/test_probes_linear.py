@@ -218,7 +218,7 @@ def test_few_shot_is_the_mean_of_its_draws():
     index = torch.from_numpy(per_class(data[1].numpy(), 10, seed=4, draw=1))
     assert out["draws"][1] == ridge(data[0][index], data[1][index], *data[2:])["accuracy"]
     assert out["accuracy"] == pytest.approx(np.mean(out["draws"])) and out["n"] == 100
-    assert "10 labels per class, mean of 3 draws keyed by seed 4" in str(out["protocol"])
+    assert "10 labels per class, mean of 3 draws keyed by the seed" in str(out["protocol"])
 
 
 def test_label_curve_rises_and_leaves_out_what_is_not_there():

@@ -104,7 +104,7 @@ def _over_draws(
 ) -> dict[str, Any]:
     results = [probe(train_x[i], train_y[i], test_x, test_y) for i in map(torch.from_numpy, indices)]
     values = [r["accuracy"] for r in results]
-    notes = f"{what}, mean of {len(values)} draw{'s' * (len(values) > 1)} keyed by seed {seed}"
+    notes = f"{what}, mean of {len(values)} draw{'s' * (len(values) > 1)} keyed by the seed"
     return {
         "accuracy": float(np.mean(values)),
         "draws": values,

@@ -1,0 +1,114 @@
+"""The measurements of a comparison: the same rows, the same probes and the same few labels for every arm."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from notan.data import keys
+from notan.errors import NotanError
+from notan.probes.features import Encode, extract
+from notan.probes.fewshot import few_shot, label_curve
+from notan.probes.knn import knn_cosine, nearest_cosine
+from notan.runs.statistics import paired as paired
+from notan.runs.statistics import verdict as verdict
+from notan.runs.table import render_table as render_table
+
+SIZES = (100, 300, 1_000, 3_000)  # numbers of labels, before all of them
+MAP_ROWS = 600  # points of an embedding map
+QUERIES, HITS = 6, 8  # rows and columns of the neighbour strips
+
+
+class Rowset(NamedTuple):
+    """The rows that probes see: indices into the two splits, in keyed order, and their labels (tensors, int64)."""
+
+    train: np.ndarray
+    test: np.ndarray
+    train_y: Tensor
+    test_y: Tensor
+
+
+def rowset(data: Any, most: int = 10_000) -> Rowset:
+    """At most `most` rows of each split, a keyed choice that is the same for every arm and seed.
+
+    Raises `NotanError` for data without labels.
+    """
+    if "label" not in data.train.columns or "label" not in data.test.columns:
+        raise NotanError(
+            f"the data has no labels to measure with; it has {', '.join(data.train.columns)}",
+            "a column `label` in both splits",
+            "name it with --column theirs=label; `notan train` needs none",
+        )
+    train, test = (keys.shuffle(0, 0, len(rows))[:most] for rows in (data.train, data.test))
+    labels = (torch.from_numpy(rows.values("label")[i]) for rows, i in ((data.train, train), (data.test, test)))
+    return Rowset(train, test, *labels)
+
+
+def embed(encode: Encode, data: Any, rows: Rowset) -> tuple[Tensor, Tensor]:
+    """Features of the probes' rows, (N, D) of the training and of the test split."""
+    return extract(encode, data.train, rows.train), extract(encode, data.test, rows.test)
+
+
+def probe(train_x: Tensor, test_x: Tensor, rows: Rowset, seed: int, draws: int = 3) -> dict[str, Any]:
+    """Ridge with all labels, with 1,000 and with 10 per class (as many as the smallest class has), and k-NN.
+
+    Which rows have one of few labels is drawn by (`seed`, draw), so arms are paired. Returns `values` (metric ->
+    accuracy), `protocols` (metric -> sentence) and `fractions` (number of labels -> ridge accuracy).
+    """
+    x = train_x, rows.train_y, test_x, rows.test_y
+    n = len(rows.train_y)
+    counts = torch.bincount(rows.train_y)
+    few = min(10, int(counts[counts > 0].min()))
+    curve = label_curve(*x, sizes=(*SIZES, n), draws=draws, seed=seed)
+    found = {f"ridge, {n:,} labels": curve[n]}
+    found |= {"ridge, 1,000 labels": curve[1000]} if 1000 in curve and n > 1000 else {}
+    found |= {f"ridge, {few} per class": few_shot(*x, n=few, draws=draws, seed=seed)}
+    found |= {f"k-NN, {n:,} labels": knn_cosine(*x, k=min(20, n))}
+    return {
+        "values": {metric: r["accuracy"] for metric, r in found.items()},
+        "protocols": {metric: str(r["protocol"]) for metric, r in found.items()},
+        "fractions": {size: r["accuracy"] for size, r in curve.items()},
+    }
+
+
+def flat_map(test_x: Tensor, rows: Rowset, seed: int = 0) -> dict[str, Any]:
+    """The first test features (N, D) as a t-SNE map (van der Maaten and Hinton 2008): `xy` (N, 2) and `label` (N,).
+
+    About a second. Fewer than 20 rows are shown along their principal components.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    x = test_x[:MAP_ROWS]
+    z = ((x - x.mean(0)) / x.std(0).clamp(min=1e-6)).numpy()
+    z = np.pad(PCA(min(50, *z.shape), random_state=seed).fit_transform(z), ((0, 0), (0, 1)))
+    if len(z) >= 20:
+        tsne = TSNE(2, init="random", perplexity=min(30, len(z) / 4), max_iter=500, random_state=seed)
+        z = tsne.fit_transform(z)
+    return {"xy": z[:, :2], "label": rows.test_y[:MAP_ROWS].numpy()}
+
+
+def thumbs(data: Any, rows: Rowset) -> Tensor:
+    """The pictures of a map's points, uint8 (N, C, H, W)."""
+    return data.test.take(rows.test[:MAP_ROWS])["image"]
+
+
+def neighbours(train_x: Tensor, test_x: Tensor, data: Any, rows: Rowset) -> dict[str, Any]:
+    """A test row of each of a few classes and the training rows nearest to it by cosine, as pictures.
+
+    `query` (Q, C, H, W), `hits` (Q, K, C, H, W), `right` bool (Q, K), and the labels `query_label`, `hit_label`.
+    """
+    query = torch.stack([(rows.test_y == c).nonzero()[0, 0] for c in rows.test_y.unique()[:QUERIES]])
+    hits = nearest_cosine(train_x, test_x[query], min(HITS, len(train_x)))[1]  # (Q, K)
+    found = data.train.take(rows.train[hits.flatten().numpy()])["image"].unflatten(0, tuple(hits.shape))
+    asked, got = rows.test_y[query], rows.train_y[hits]
+    return {
+        "query": data.test.take(rows.test[query.numpy()])["image"],
+        "hits": found,
+        "right": got == asked.unsqueeze(1),
+        "query_label": asked,
+        "hit_label": got,
+    }
