@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,13 @@ from typing import Any
 import numpy as np
 
 from notan import catalogue
-from notan.data.columns import COLUMNS, DataInfo
+from notan.data import folder, tables
+from notan.data.build import build
+from notan.data.columns import COLUMNS
+from notan.data.pictures import FITS, Pixels
+from notan.data.raw import Raw
 from notan.data.sources._fetch import Unreachable, say
-from notan.data.split import split
-from notan.data.table import Data, Rows
+from notan.data.table import Data
 from notan.errors import NotanError, did_you_mean
 
 
@@ -24,98 +26,119 @@ def cache_root() -> Path:
     return Path(os.environ.get("NOTAN_CACHE") or Path.home() / ".cache" / "notan")
 
 
-@dataclass
-class Raw:
-    """What a reader found, before splitting, checking and decoding."""
-
-    name: str
-    train: dict[str, Any]
-    test: dict[str, Any] | None
-    classes: tuple[str, ...] = ()
-    notes: list[str] = field(default_factory=list)
-    ids: np.ndarray | None = None  # int64 names of the train rows for the split; the row number when None
-    stamp: str = ""  # changes when the data changes
-
-
 def open_data(
     spec: str | os.PathLike | Data, *, cache_side: int | None = None, fit: str = "crop", cache_limit_gb: float = 8,
-    columns: dict[str, str] | None = None, limit_bad: float = 0.01,
+    columns: Mapping[str, str] | None = None, limit_bad: float = 0.01,
 ) -> Data:  # fmt: skip
-    """Open data by the name of a built-in source, a folder, a file, or a `datasets` name."""
+    """Open data for training and evaluation.
+
+    `spec` is a built-in source, a folder (of pictures by class, with or without train/ and test/; of parquet, jsonl or
+    csv files; written by `datasets.save_to_disk`), such a file, or a name on the hub of `datasets`. `Data` is returned
+    as it is. `columns` says what a table's columns are: {"theirs": "image"}; an empty value leaves one out.
+
+    Pictures become uint8 (C, S, S), one channel when all are grey, else three. S is `cache_side` (96 when None), never
+    above the median of their shorter sides; `fit` is crop, pad or squash; beside a `segmentation` they keep their size.
+    They are decoded once into a memory-mapped cache, or on the fly where that would pass `cache_limit_gb`.
+
+    Raises NotanError: nothing found, no rows, missing labels, or more than the share `limit_bad` of pictures
+    unreadable (those below are skipped and named in `notes`).
+    """
     if isinstance(spec, Data):
         return spec
+    if fit not in FITS:
+        raise NotanError(f"fit {fit!r}", f"one of {', '.join(FITS)}", did_you_mean(fit, FITS))
+    if cache_side is not None and cache_side < 1:
+        raise NotanError(f"a cache side of {cache_side} pixels", "at least 1")
     raw = read(str(spec), columns)
-    return build(raw)
+    return build(raw, cache_root(), cache_side=cache_side, fit=fit, cache_limit_gb=cache_limit_gb, limit_bad=limit_bad)
 
 
-def read(spec: str, columns: dict[str, str] | None = None) -> Raw:
+def read(spec: str, columns: Mapping[str, str] | None = None) -> Raw:
+    """Find the data and its columns; pictures are not opened yet."""
     sources = catalogue.sources()
+    path = Path(spec).expanduser()
     if spec in sources:
         return _source(spec, sources)
-    raise NotanError(f"there is no data {spec!r}", "a source, a folder or a file", did_you_mean(spec, sources))
+    if path.is_dir():
+        return _folder(path.resolve(), columns)
+    if path.is_file():
+        if path.suffix.lower() not in tables.KINDS:
+            raise NotanError(f"{spec} is a {path.suffix or 'file without suffix'}", f"a folder, or one of {_kinds()}")
+        return tables.read_files(path.stem, {"train": [path.resolve()]}, columns, cache_root())
+    advice = did_you_mean(spec, sources)
+    looks_like_path = spec.startswith((".", "/", "~")) or spec.count("/") > 1 or path.suffix.lower() in tables.KINDS
+    if looks_like_path or ("/" not in spec and advice.startswith("did you mean")) or not spec:
+        raise NotanError(f"there is no file, folder or built-in source {spec!r}",
+                         "a path, a source of `notan list data`, or a `datasets` name", advice)  # fmt: skip
+    return tables.read_hub(spec, columns, advice)
 
 
 def _source(name: str, sources: dict[str, dict[str, Any]]) -> Raw:
+    from filelock import FileLock
+
     module = import_module(f"notan.data.sources.{name.replace('-', '_')}")
+    home = cache_root() / "sources" / name
     try:
-        found = module.load(cache_root() / "sources" / name)
+        try:
+            home.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(str(home) + ".lock"):  # two ranks, or two runs, fetch it once
+                found = module.load(home)
+        except OSError as error:
+            seen = f"the cache {home} cannot be written ({error.strerror or error})"
+            raise NotanError(seen, "a folder with room", "set NOTAN_CACHE to another folder") from error
     except Unreachable as error:
         fallback = sources[name].get("fallback")
         if not fallback:
             raise
         say(f"{error.seen}; opening {fallback} instead")
         raw = _source(fallback, sources)
-        raw.notes.insert(0, f"{name} could not be reached, so this is {fallback}: {error.seen}")
+        raw.notes.insert(0, f"{name} could not be reached, so this is {fallback}. {error.seen}.")
         return raw
-    return Raw(name, found["train"], found.get("test"), tuple(found.get("classes", ())), list(found.get("notes", ())))
+    splits = {s: {c: Pixels(v, f"{name} {s} {c}") if COLUMNS[c].picture and isinstance(v, np.ndarray) else v
+                  for c, v in found[s].items()} for s in ("train", "test") if s in found}  # fmt: skip
+    ids = found.get("ids")
+    return Raw(name, splits["train"], splits.get("test"), tuple(found.get("classes", ())),
+               list(found.get("notes", ())), ids, name)  # fmt: skip
 
 
-def build(raw: Raw) -> Data:
-    train, test = _split(raw)
-    for name in train.columns:
-        if COLUMNS[name].light:
-            COLUMNS[name].check(name, np.asarray(train.stores[name]))
-    image = train.stores.get("image")
-    mean, std = moments(train) if image is not None else ((), ())
-    info = DataInfo(
-        name=raw.name, rows=len(train), columns=train.columns, classes=raw.classes, mean=mean, std=std,
-        image_size=None if image is None else image.shape[2], channels=None if image is None else image.shape[1],
-        target_range=_range(train), notes=" ".join(raw.notes),
-    )  # fmt: skip
-    stamp = hashlib.blake2b(f"{raw.name} {raw.stamp} {len(train)} {len(test)}".encode(), digest_size=8).hexdigest()
-    return Data(train, test, info, stamp, raw.notes)
+def _folder(path: Path, columns: Mapping[str, str] | None) -> Raw:
+    if (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
+        return tables.read_saved(path, columns)
+    folders, notes = folder.split_folders(path)
+    files, others = folder.picture_files(path)
+    tabular = {name: _tables_in(where) for name, where in folders.items()}
+    if files and not any(paths and paths[0].stem == "metadata" for paths in tabular.values()):
+        if columns:
+            raise NotanError(f"{path} is a folder of pictures: it has no columns to rename", "", "leave out --columns")
+        return folder.read_pictures(path)
+    if list(folders) == ["train"]:  # train.parquet, test.parquet side by side
+        tabular = _by_name(tabular["train"])
+    if any(tabular.values()):
+        raw = tables.read_files(path.name, {n: p for n, p in tabular.items() if p}, columns, cache_root())
+        raw.notes += notes
+        return raw
+    there = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+    raise NotanError(
+        f"{path} has no pictures and no tables" + (f" (it has {there})" if there else ": it is empty"),
+        f"pictures (jpg, png, ...) in one folder per class, or files of {_kinds()}",
+    )
 
 
-def _split(raw: Raw) -> tuple[Rows, Rows]:
-    if raw.test is not None:
-        return Rows(raw.train), Rows(raw.test)
-    n = len(next(iter(raw.train.values())))
-    labels = raw.train.get("label")
-    a, b = split(np.arange(n) if raw.ids is None else raw.ids, labels)
-    how = "by key" if labels is None else "by key, stratified by label"
-    raw.notes.append(f"Split {how}: {len(a):,} rows for training, {len(b):,} for test.")
-    return Rows(raw.train, a), Rows(raw.train, b)
+def _tables_in(where: Path) -> list[Path]:
+    found = sorted(p for p in where.rglob("*") if p.suffix.lower() in tables.KINDS and not p.name.startswith("."))
+    named = [p for p in found if p.stem == "metadata"]
+    return named[:1] or found
 
 
-def _range(rows: Rows) -> tuple[float, float] | None:
-    if "target" not in rows.columns:
-        return None
-    target = rows.values("target")
-    return float(target.min()), float(target.max())
+def _by_name(paths: list[Path]) -> dict[str, list[Path]]:
+    """Files named after splits (train-00000-of-00002.parquet, test.csv), else all of them as one table."""
+    word = {path: path.stem.lower().replace("_", "-").split("-")[0].split(".")[0] for path in paths}
+    train, test = folder.pick_splits(list(word.values()))
+    if not train:
+        return {"train": paths}
+    names = {"train": train} | ({"test": test} if test else {})
+    return {name: [p for p in paths if word[p] == w] for name, w in names.items()}
 
 
-def moments(rows: Rows, most: int = 50_000_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of pixels in [0, 1]; of evenly spaced rows when there are many."""
-    first = rows.take(np.arange(1))["image"]
-    count = max(min(len(rows), most // first.numel()), 1)
-    index = np.linspace(0, len(rows) - 1, count).astype(np.int64)
-    channels = first.shape[1]
-    histogram = np.zeros((channels, 256), dtype=np.int64)
-    for part in np.array_split(index, max(count // 2048, 1)):
-        image = rows.take(part)["image"].numpy()
-        for c in range(channels):
-            histogram[c] += np.bincount(image[:, c].ravel(), minlength=256)
-    level, total = np.arange(256) / 255, histogram.sum(1)
-    mean = histogram @ level / total
-    std = np.sqrt(np.maximum(histogram @ level**2 / total - mean**2, 0))
-    return tuple(map(float, mean)), tuple(float(s) if s > 1e-4 else 1.0 for s in std)
+def _kinds() -> str:
+    return ", ".join(tables.KINDS)

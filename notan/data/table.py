@@ -7,7 +7,7 @@ one split: stores, and which of their rows belong to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,14 @@ from notan.errors import NotanError
 class Rows:
     """One split of a data set. Row numbers run from 0 to len - 1 and are stable as long as the data is the same."""
 
-    def __init__(self, stores: Mapping[str, Any], index: np.ndarray | None = None) -> None:
-        """`stores`: column name -> store, all of one length. `index`: the rows of this split in them, int (N,)."""
+    def __init__(
+        self, stores: Mapping[str, Any], index: np.ndarray | None = None, name: Callable[[int], str] = "row {}".format
+    ) -> None:
+        """`stores`: column name -> store, all of one length. `index`: the rows of this split in them, int (N,).
+
+        `name` is what a message calls a row of the stores: its file, or its number.
+        """
+        self.name_of = name
         self.stores = dict(stores)
         lengths = {name: len(store) for name, store in self.stores.items()}
         if len(set(lengths.values())) > 1:
@@ -49,7 +55,7 @@ class Rows:
         batch: dict[str, Any] = {}
         for name, store in self.stores.items():
             batch.update(_tensors(name, store[where] if not isinstance(store, list) else [store[i] for i in where]))
-        return batch | {"row": torch.from_numpy(index)}
+        return batch | {"row": torch.from_numpy(index.copy())}
 
     def values(self, column: str) -> np.ndarray:
         """A light column (label, target, attributes, group) of all rows, in row order."""
@@ -63,12 +69,16 @@ class Rows:
     def select(self, index: np.ndarray) -> Rows:
         """These rows alone, renumbered from 0."""
         index = np.asarray(index, dtype=np.int64)
-        return Rows(self.stores, index if self.index is None else self.index[index])
+        return Rows(self.stores, index if self.index is None else self.index[index], self.name_of)
+
+    def name(self, row: int) -> str:
+        """What a message or a figure calls a row: its file, or its number in the table."""
+        return self.name_of(int(row if self.index is None else self.index[row]))
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set, split and ready: `fingerprint` is equal exactly when rows, pixels and split are."""
+    """A data set, split and ready: `fingerprint` changes when rows, labels, pixels or the split do."""
 
     train: Rows
     test: Rows

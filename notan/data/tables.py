@@ -1,0 +1,243 @@
+"""Tables: parquet, jsonl, csv, saved `datasets` folders and hub names, through `datasets` (Arrow, memory-mapped)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from notan.data.columns import COLUMNS, rename
+from notan.data.folder import pick_splits
+from notan.data.pictures import Encoded, Files, Pixels, stamp_of
+from notan.data.raw import Raw
+from notan.errors import NotanError
+
+KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
+
+
+def read_files(name: str, files: Mapping[str, Sequence[Path]], columns: Mapping[str, str] | None, cache: Path) -> Raw:
+    """Table files of one kind, by split. Paths of pictures in them are relative to the folder of the first file."""
+    every = [path for paths in files.values() for path in paths]
+    kinds = {path.suffix.lower() for path in every}
+    if len(kinds) > 1:
+        seen = f"{name} holds {' and '.join(sorted(kinds))} files"
+        raise NotanError(seen, "files of one kind", "name one of the files")
+    suffix = kinds.pop()
+    extra: dict[str, Any] = {"sep": "\t"} if suffix == ".tsv" else {}
+    import datasets
+
+    with _silence():
+        try:
+            found = datasets.load_dataset(
+                KINDS[suffix], data_files={split: [str(p) for p in paths] for split, paths in files.items()},
+                cache_dir=str(cache / "datasets"), **extra,
+            )  # fmt: skip
+        except Exception as error:  # whatever a parser can raise
+            cause = str(error.__cause__ or error).splitlines()[0][:200]
+            raise NotanError(f"{every[0]} cannot be read as {KINDS[suffix]} ({cause})", f"a {suffix} file") from error
+    return from_splits(name, dict(found), columns, every[0].parent, stamp_of(sorted(map(str, every))))
+
+
+def read_saved(folder: Path, columns: Mapping[str, str] | None) -> Raw:
+    """A folder written by `save_to_disk`."""
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        raise NotanError(f"{folder} is not a whole `datasets` folder ({error})", "what save_to_disk wrote") from error
+    splits = dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
+    return from_splits(folder.name, splits, columns, folder, " ".join(d._fingerprint for d in splits.values()))
+
+
+def read_hub(spec: str, columns: Mapping[str, str] | None, advice: str) -> Raw:
+    """`owner/name` or `owner/name:configuration` on the hub of `datasets`."""
+    import datasets
+
+    name, _, config = spec.partition(":")
+    try:
+        with _silence():
+            found = datasets.load_dataset(name, config or None)
+    except Exception as error:  # names, networks, configurations
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise NotanError(
+            f"{spec!r} is no built-in source, no file and no folder here, and the `datasets` hub says: {said}",
+            "a source of `notan list data`, a path, or a hub name", advice,
+        ) from error  # fmt: skip
+    return from_splits(spec, dict(found), columns, Path(), " ".join(d._fingerprint for d in found.values()))
+
+
+def from_splits(
+    name: str, splits: Mapping[str, Any], columns: Mapping[str, str] | None, base: Path, stamp: str
+) -> Raw:
+    """`datasets.Dataset`s by split name -> Raw."""
+    train, test = pick_splits(list(splits))
+    if not train:
+        train = next(s for s in splits if s != test) if len(splits) > 1 or not test else test
+    test = test if test != train else ""
+    notes = [f"Splits not used: {', '.join(sorted(left))}."] if (left := set(splits) - {train, test}) else []
+    chosen = {"train": splits[train]} | ({"test": splits[test]} if test else {})
+    for split, dataset in chosen.items():
+        if not len(dataset):
+            raise NotanError(f"{name}: the {split} split has no rows", "at least one row")
+    found = list(chosen["train"].column_names)
+    plan = rename(found, columns)
+    if not set(plan) - {"label", "target", "group", "attributes"}:
+        plan |= _numbers(chosen["train"], plan, columns or {})
+    if not set(plan) - {"label", "target", "group", "attributes"}:
+        raise NotanError(
+            f"{name} has the columns {', '.join(found)}, none of which Notan knows",
+            f"one of {', '.join(c for c in COLUMNS if not COLUMNS[c].light)}",
+            "say what a column is: --columns theirs=image (or text, features, ...)",
+        )
+    unused = sorted(set(found) - {theirs for sources in plan.values() for theirs in sources})
+    if unused:
+        notes.append(f"Columns not used: {', '.join(unused)} (--columns {unused[0]}=NAME says what one is).")
+    tables: dict[str, dict[str, Any]] = {split: {} for split in chosen}
+    classes: tuple[str, ...] = ()
+    for ours, theirs in plan.items():
+        absent = [s for s, d in chosen.items() if set(theirs) - set(d.column_names)]
+        if absent:
+            notes.append(f"Column {theirs[0]} is not in the {absent[0]} split and is left out.")
+        elif ours == "label":
+            labels = {split: _label_values(dataset, theirs[0]) for split, dataset in chosen.items()}
+            classes, coded = encode_labels(labels, _class_names(chosen["train"], theirs[0]))
+            for split in chosen:
+                tables[split]["label"] = coded[split]
+        else:
+            for split, dataset in chosen.items():
+                tables[split][ours] = _column(dataset, ours, theirs, base, f"{stamp} {split}")
+    return Raw(name, tables["train"], tables.get("test"), classes, notes, None, stamp)
+
+
+def encode_labels(
+    values: Mapping[str, Sequence[Any]], names: Sequence[str] = ()
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Labels of any type, by split -> names of classes, and class numbers 0 to C - 1 by split.
+
+    Whole numbers keep their order and strings are sorted; with `names` the numbers are already class numbers. Raises
+    NotanError for missing values and for fractions.
+    """
+    clean = {split: [_whole(value) for value in column] for split, column in values.items()}
+    for split, column in clean.items():
+        missing = [i for i, value in enumerate(column) if value is None]
+        if missing:
+            rows = ", ".join(map(str, missing[:5]))
+            raise NotanError(
+                f"column 'label' is empty or NaN in {len(missing):,} of {len(column):,} rows of the {split} split "
+                f"(first: row {rows})", "a label in every row",
+                "fill or remove these rows, or leave the column out with --columns label=",
+            )  # fmt: skip
+        fractions = [value for value in column if isinstance(value, float)]
+        if fractions:
+            raise NotanError(f"column 'label' holds fractions such as {fractions[0]}", "class names or whole numbers",
+                             "for a number to predict: --columns label=target")  # fmt: skip
+    if names:
+        return tuple(names), {split: np.asarray(column, dtype=np.int64) for split, column in clean.items()}
+    every = {value for column in clean.values() for value in column}
+    order = sorted(every, key=lambda value: (isinstance(value, str), value))
+    number = {value: i for i, value in enumerate(order)}
+    coded = {split: np.array([number[v] for v in column], dtype=np.int64) for split, column in clean.items()}
+    return tuple(map(str, order)), coded
+
+
+def _whole(value: Any) -> int | float | str | None:
+    """2.0 -> 2, True -> 1, NaN -> None."""
+    if value is None or isinstance(value, str):
+        return value or None
+    if isinstance(value, (float, np.floating)):
+        return None if value != value else int(value) if float(value).is_integer() else float(value)
+    if isinstance(value, (int, np.integer, np.bool_)):
+        return int(value)
+    raise NotanError(f"column 'label' holds {type(value).__name__}", "class names or whole numbers")
+
+
+def _label_values(dataset: Any, column: str) -> list[Any]:
+    values = _values(dataset, column)
+    names = _class_names(dataset, column)  # then -1 means unknown
+    return [None if names and isinstance(v, int) and v < 0 else v for v in values]
+
+
+def _class_names(dataset: Any, column: str) -> list[str]:
+    return list(getattr(dataset.features[column], "names", None) or [])
+
+
+def _numbers(dataset: Any, plan: Mapping[str, list[str]], columns: Mapping[str, str]) -> dict[str, list[str]]:
+    """A table with nothing but numbers: all that have no other use become `features`."""
+    used = {theirs for sources in plan.values() for theirs in sources} | set(columns)
+    numeric = ("int", "uint", "float", "double")
+    dtypes = {name: str(getattr(feature, "dtype", "")) for name, feature in dataset.features.items()}
+    found = [name for name, dtype in dtypes.items() if name not in used and dtype.startswith(numeric)]
+    return {"features": found} if found else {}
+
+
+def _values(dataset: Any, column: str) -> list[Any]:
+    return dataset.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()
+
+
+def _column(dataset: Any, ours: str, theirs: list[str], base: Path, stamp: str) -> Any:
+    if COLUMNS[ours].picture:
+        return _pictures(dataset, theirs[0], base, stamp)
+    columns = [_values(dataset, name) for name in theirs]
+    if ours == "captions":
+        return columns[0] if len(columns) == 1 else [list(row) for row in zip(*columns)]
+    if COLUMNS[ours].dtype == "str" or COLUMNS[ours].padded:
+        return columns[0]
+    try:
+        found = [np.array([np.nan if v is None else v for v in column], dtype=np.float64) for column in columns]
+    except (ValueError, TypeError) as error:
+        raise NotanError(f"column {theirs[0]!r} cannot become {ours!r} ({error})", COLUMNS[ours].shape) from error
+    if ours in ("features", "attributes"):
+        return np.concatenate([x.reshape(len(x), -1) for x in found], axis=1).astype(np.float32)
+    return found[0]
+
+
+def _pictures(dataset: Any, column: str, base: Path, stamp: str) -> Any:
+    import datasets
+
+    feature = dataset.features[column]
+    if isinstance(feature, datasets.Image):
+        dataset = dataset.cast_column(column, datasets.Image(decode=False))
+        return Encoded(dataset.select_columns([column]), column, f"{stamp} {column}", base)
+    kind = str(getattr(feature, "dtype", ""))
+    if kind in ("string", "large_string"):
+        return Files([os.path.join(base, value or "") for value in _values(dataset, column)], base)
+    if kind in ("binary", "large_binary") or (isinstance(feature, dict) and "bytes" in feature):
+        return Encoded(dataset.select_columns([column]), column, f"{stamp} {column}", base)
+    try:
+        pixels = np.asarray(_values(dataset, column))
+    except ValueError as error:
+        raise NotanError(f"column {column!r} holds arrays of different shapes", "pictures as files or bytes") from error
+    return Pixels(as_pixels(pixels, column), f"{stamp} {column}")
+
+
+def as_pixels(array: np.ndarray, column: str) -> np.ndarray:
+    """(N, H, W), (N, H, W, C) or (N, C, H, W) of whole numbers 0 to 255 -> uint8 (N, C, H, W)."""
+    whole = array.dtype.kind in "iub" and array.ndim in (3, 4) and array.size
+    if not whole or array.min() < 0 or array.max() > 255:
+        raise NotanError(f"column {column!r} holds {array.dtype} of shape {array.shape}",
+                         "files, bytes, or whole numbers 0 to 255 of shape (N, H, W) or (N, H, W, C)")  # fmt: skip
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.shape[3] in (1, 3) and array.shape[1] not in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(array, dtype=np.uint8)
+
+
+class _silence:
+    """No progress bars of `datasets` while a table is read."""
+
+    def __enter__(self) -> None:
+        import datasets
+
+        self.shown = datasets.is_progress_bar_enabled()
+        datasets.disable_progress_bars()
+
+    def __exit__(self, *error: object) -> None:
+        import datasets
+
+        if self.shown:
+            datasets.enable_progress_bars()
