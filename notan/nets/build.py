@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from notan.errors import NotanError, did_you_mean
+from notan.nets.headed import Headed
 from notan.nets.hub import HubEncoder, from_hub, rebuild
+from notan.nets.mlp import MLP
 from notan.nets.protocols import ImageEncoder
 from notan.nets.resnet import DEPTHS, ResNet
 from notan.nets.vit import ViT
@@ -28,6 +30,7 @@ VIT_SIZES = {                                                           # dim, d
 CLASSES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "vit": (ViT, {}),
     **{name: (ViT, {"dim": d, "depth": n, "heads": h}) for name, (d, n, h) in VIT_SIZES.items()},
+    "mlp": (MLP, {}),
     **{f"resnet{depth}": (ResNet, {"depth": depth}) for depth in DEPTHS},
 }
 
@@ -47,6 +50,8 @@ def build_encoder(spec: str | dict[str, Any], info: DataInfo | None = None) -> A
     name, options = _parse(spec)
     if name == "hf":
         return rebuild(options) if "architecture" in options else _hub(options["source"], info)
+    if name == "headed":
+        return Headed(build_encoder(options["base"], info), options["dim"])
     if name not in CLASSES:
         raise NotanError(f"there is no encoder {name!r}", f"{', '.join(CLASSES)}, hf:<name>, or a folder",
                          did_you_mean(name, CLASSES))
