@@ -25,7 +25,7 @@ START = Progress()
 def selfie(**settings) -> Selfie:
     torch.manual_seed(0)
     encoder = ResNet(16, 3, depth=10, width=8, last_group=3)
-    settings = {"patch": 4, "depth": 2, "heads": 4, "feedforward": 16, "pad": 2, **settings}
+    settings = {"depth": 2, "heads": 4, "feedforward": 16, **settings}
     return Selfie(encoder, **settings).double()
 
 
@@ -46,11 +46,11 @@ def repaint(x: Tensor, method: Selfie, places: Tensor) -> Tensor:
 
 # ---- the puzzle -----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("size", "patch", "ratio", "targets"), [(32, 8, .25, 4), (28, 7, .25, 4), (56, 8, .25, 12)])
-def test_exactly_k_patches_are_taken_out(size, patch, ratio, targets):
-    method = Selfie(ResNet(size, 3, depth=10, width=4, last_group=3), patch=patch, ratio=ratio, depth=1, heads=1)
+@pytest.mark.parametrize(("size", "grid", "ratio", "targets"), [(32, 4, .25, 4), (28, 4, .5, 8), (56, 7, .25, 12)])
+def test_exactly_k_patches_are_taken_out(size, grid, ratio, targets):
+    method = Selfie(ResNet(size, 3, depth=10, width=4, last_group=3), grid=grid, ratio=ratio, depth=1, heads=1)
     _, order = method.puzzle(images(50, size=size))
-    assert method.targets == targets and order.shape == (50, (size // patch) ** 2)
+    assert method.targets == targets and order.shape == (50, grid**2)
     assert torch.equal(order.sort(1).values, torch.arange(method.tokens).expand(50, -1))
     assert len(order[:, :targets].sort(1).values.unique(dim=0)) > 40
 
@@ -61,7 +61,7 @@ def test_a_fresh_draw_for_every_key():
     assert not torch.equal(method.puzzle(batch)[1], method.puzzle({**batch, "key": batch["key"] + 1})[1])
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"patch": 5}, "--patch 4"), ({"ratio": 0.1}, "hides 1 of 16"),
+@pytest.mark.parametrize(("settings", "message"), [({"grid": 5}, "--grid 4"), ({"ratio": 0.1}, "hides 1 of 16"),
                                                    ({"ratio": 1.0}, "hides 16 of 16")])
 def test_bad_puzzles_are_refused(settings, message):
     with pytest.raises(NotanError, match=message):

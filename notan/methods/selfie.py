@@ -57,22 +57,22 @@ CARD = {
         "The paper only fine-tunes. Where frozen features are asked for, they are the tower's map of the whole image, "
         "averaged over places.",
         "Context tokens carry their positions, the pooling layers normalise first, and u0 starts at N(0, 0.02).",
-        "Images of every size are zero-padded and cropped, as the paper does for 32x32; 224x224 may use larger crops.",
+        "Images of every size are zero-padded and cropped, as the paper does for 32x32.",
     ],
-    "floor": {"data": "digits", "metric": "ridge", "steps": 100, "value": 0.0, "random": 0.0},
+    "floor": {"data": "digits", "metric": "accuracy", "steps": 60, "value": 0.36, "random": 0.25},
 }
 
 RECIPES = {
     "paper": {
         "encoder": {"name": "resnet50", "stem": "imagenet", "preact": True, "last_group": 3},
         "optimiser": {"name": "sgd", "lr": 0.4, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
-        "batch": 1024, "epochs": 96, "warmup": 0.001, "method": {"patch": 32, "positions": "axial"},
+        "batch": 1024, "epochs": 96, "warmup": 0.001, "method": {"grid": 7, "positions": "axial"},
     },
     "small": {
-        "encoder": {"name": "resnet10", "width": 32, "stem": "cifar", "last_group": 3},
-        "optimiser": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05},
-        "batch": 128, "epochs": 1, "warmup": 0.05,
-        "method": {"patch": 7, "depth": 2, "heads": 4, "feedforward": 128, "pad": 2},
+        "encoder": {"name": "resnet10", "width": 32, "stem": "cifar", "preact": True, "last_group": 3},
+        "optimiser": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.05},
+        "batch": 128, "epochs": 0.5, "warmup": 0.05,
+        "method": {"depth": 2, "heads": 4, "feedforward": 128, "scaled": True},
     },
 }
 
@@ -80,7 +80,7 @@ RECIPES = {
 class Selfie(nn.Module):
     """Hidden patches of an image are told apart by where they belong.
 
-    patch: side of a patch in pixels; it divides the image side.
+    grid: patches along each side of the picture; 4 for small pictures, 7 in the paper's 224 x 224.
     ratio: share of the patches that are taken out, int(ratio * N) of N.
     query: how a place asks for its patch: additive, summary of the context plus the place's embedding (the paper);
         token, the place reads the context itself as one more token; place, its embedding alone.
@@ -90,28 +90,29 @@ class Selfie(nn.Module):
     feedforward: its hidden width.
     dropout: its dropout, in training only.
     scaled: divide the logits by sqrt(D).
-    pad: zero padding before the random crop, in pixels.
+    pad: zero padding before the random crop, as a share of the side.
     """
 
     def __init__(
-        self, encoder: ConvEncoder, *, patch: int = 8, ratio: float = 0.25,
+        self, encoder: ConvEncoder, *, grid: int = 4, ratio: float = 0.25,
         query: Literal["additive", "token", "place"] = "additive", positions: Literal["free", "axial"] = "free",
         depth: int = 3, heads: int = 32, feedforward: int = 640, dropout: float = 0.1, scaled: bool = False,
-        pad: int = 4,
+        pad: float = 0.125,
     ) -> None:
         super().__init__()
-        if encoder.image_size % patch:
-            raise NotanError(f"patches of {patch} pixels in images of {encoder.image_size}",
-                             "a side that divides the image's", f"--patch {_divisor(encoder.image_size, patch)}")
+        side = encoder.image_size
+        if side % grid:
+            raise NotanError(f"{grid} patches along {side} pixels", "a grid that divides the side of the images",
+                             f"--grid {_divisor(side, grid)}")
         self.encoder: Any = encoder
-        self.patch, self.query, self.scaled, self.pad = patch, query, scaled, pad
-        self.grid = encoder.image_size // patch
-        self.tokens = self.grid**2                                      # N
+        self.grid, self.patch, self.pad = grid, side // grid, round(pad * side)
+        self.query, self.scaled = query, scaled
+        self.tokens = grid**2                                           # N
         self.targets = int(ratio * self.tokens)                         # K
         if not 2 <= self.targets < self.tokens:
             raise NotanError(f"ratio={ratio} hides {self.targets} of {self.tokens} patches",
-                             "at least two to choose from, and one left to see", "change --ratio or --patch")
-        self.positions = nn.Parameter(torch.empty(2 * self.grid if positions == "axial" else self.tokens, encoder.dim))
+                             "at least two to choose from, and one left to see", "change --ratio or --grid")
+        self.positions = nn.Parameter(torch.empty(2 * grid if positions == "axial" else self.tokens, encoder.dim))
         nn.init.normal_(self.positions, std=0.02)
         if query != "place":
             self.pool = AttentionPool(encoder.dim, depth, heads, feedforward, dropout=dropout)
@@ -191,7 +192,7 @@ def _wide(index: Tensor, x: Tensor) -> Tensor:
 
 
 def _divisor(side: int, near: int) -> int:
-    return min((d for d in range(1, side + 1) if side % d == 0), key=lambda d: abs(d - near))
+    return min((d for d in range(2, side + 1) if side % d == 0), key=lambda d: abs(d - near))
 
 
 def example(rows: int, dtype: torch.dtype) -> tuple[Selfie, dict]:
@@ -200,4 +201,4 @@ def example(rows: int, dtype: torch.dtype) -> tuple[Selfie, dict]:
 
     torch.manual_seed(0)
     encoder = ResNet(16, 3, depth=10, width=8, last_group=3)
-    return Selfie(encoder, patch=4, depth=1, heads=2, feedforward=16, dropout=0.0, pad=2).to(dtype), images(rows)
+    return Selfie(encoder, depth=1, heads=2, feedforward=16, dropout=0.0).to(dtype), images(rows)
