@@ -108,9 +108,9 @@ def _onnx(encoder: Any, folder: Path) -> None:
                          "pip install 'notan[export]'") from None
     path = folder / "model.onnx"
     with _quiet(), torch.no_grad():
-        torch.onnx.export(_Features(encoder).eval(), (_pixels(encoder),), str(path), dynamo=True, input_names=["pixels"],
-                          output_names=["features"], dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
-                          external_data=False, verbose=False)
+        torch.onnx.export(_Features(encoder).eval(), (_pixels(encoder),), str(path), dynamo=True, verbose=False,
+                          input_names=["pixels"], output_names=["features"], external_data=False,
+                          dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}})
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for rows in (1, 5):
         pixels = _pixels(encoder, rows)
