@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from notan.errors import NotanError
+from notan.views.parts import parts
 from notan.views.random import integers, uniform
 
 _TRIES = 10  # candidates of a random crop before the fallback, as in torchvision
@@ -86,29 +87,34 @@ def _sampling(scale: Tensor, start: Tensor, size: int, length: int) -> Tensor:
     step = scale * (length / size)  # (B,) input pixels per output pixel, negative when flipped
     at = torch.arange(size, dtype=scale.dtype, device=scale.device) + 0.5
     pixel = torch.arange(length, dtype=scale.dtype, device=scale.device) + 0.5
-    centre = torch.addcmul((start * length)[:, None], step[:, None], at)  # (B, size)
-    weight = (pixel - centre[:, :, None]).abs_()  # (B, size, length)
-    weight.div_(step.abs().clamp(min=1)[:, None, None]).neg_().add_(1).clamp_(min=0)
     low, high = torch.minimum(start, start + scale) * length, torch.maximum(start, start + scale) * length
-    # 1e-4 of a pixel forgives the rounding of relative coordinates
-    inside = (pixel > low[:, None] - 0.4999) & (pixel < high[:, None] + 0.4999)  # (B, length)
-    weight.mul_(inside[:, None])
+    outside = (pixel < low[:, None] - 0.4999) | (pixel > high[:, None] + 0.4999)  # 1e-4 of a pixel forgives rounding
+    width = step.abs().clamp(min=1)[:, None]
+    centre = torch.addcmul((start * length)[:, None], step[:, None], at) / width  # (B, size)
+    reach = pixel.div(width).masked_fill_(outside, torch.inf)  # (B, length)
+    weight = (reach[:, None] - centre[:, :, None]).abs_().sub_(1).clamp_(max=0)  # (B, size, length), <= 0
     return weight.div_(weight.sum(dim=2, keepdim=True))
+
+
+def separable(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """down @ image @ across^T for each row and channel: (B, C, H, W), (B, h, H), (B, w, W) -> (B, C, h, w)."""
+    b, c, h, w = images.shape
+    rows = images.reshape(b, c * h, w) @ across.mT  # (B, C*H, w)
+    return down[:, None] @ rows.view(b, c, h, across.shape[1])
 
 
 @torch.no_grad()
 def resample(images: Tensor, affine: Tensor, size: int) -> Tensor:
     """Pixels (B, C, size, size) that `affine` (B, 2, 3) without shear reads from images, uint8 or floating."""
-    if images.ndim != 4 or len(images) != len(affine):
-        raise NotanError(f"images {tuple(images.shape)} with maps {tuple(affine.shape)}", "(B, C, H, W) with (B, 2, 3)")
+    if images.ndim != 4 or affine.shape != (len(images), 2, 3):
+        raise NotanError(f"images {tuple(images.shape)}, maps {tuple(affine.shape)}", "(B, C, H, W) and (B, 2, 3)")
     b, c, h, w = images.shape
-    dtype = images.dtype if images.is_floating_point() else torch.float32
-    across = _sampling(affine[:, 0, 0], affine[:, 0, 2], size, w).to(dtype)  # (B, S, W)
-    down = _sampling(affine[:, 1, 1], affine[:, 1, 2], size, h).to(dtype)  # (B, S, H)
-    if not images.is_floating_point():
-        across.mul_(1 / 255)
-    rows = images.to(dtype).reshape(b, c * h, w) @ across.mT  # (B, C*H, S)
-    return down[:, None] @ rows.view(b, c, h, size)  # (B, C, S, S)
+    out = torch.empty(b, c, size, size, dtype=floats(images[:0]).dtype, device=images.device)
+    for some, maps, target in zip(*(parts(x, c * h * w) for x in (images, affine, out))):
+        across = _sampling(maps[:, 0, 0], maps[:, 0, 2], size, w)  # (b, S, W)
+        down = _sampling(maps[:, 1, 1], maps[:, 1, 2], size, h)  # (b, S, H)
+        target.copy_(separable(floats(some), down.to(out.dtype), across.to(out.dtype)))
+    return out
 
 
 def crop(images: Tensor, boxes: Tensor, flip: Tensor | None, size: int) -> View:

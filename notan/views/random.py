@@ -51,7 +51,8 @@ def uniform(key: Tensor, purpose: str, n: int, low: float = 0.0, high: float = 1
     u = _shift(bits(key, purpose, n), 40).float().mul_(2.0**-24)
     if (low, high) == (0.0, 1.0):
         return u
-    below = torch.tensor(high).nextafter(torch.tensor(low)).item()  # rounding may reach `high` itself
+    bounds = torch.tensor([high, low], dtype=torch.float32)
+    below = torch.nextafter(bounds[0], bounds[1]).item()  # rounding may reach `high` itself
     return u.mul_(high - low).add_(low).clamp_(max=below)
 
 
