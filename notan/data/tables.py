@@ -98,7 +98,7 @@ def from_splits(
         notes.append(f"Columns not used: {', '.join(unused)} (--columns {unused[0]}=NAME says what one is).")
     tables: dict[str, dict[str, Any]] = {split: {} for split in chosen}
     classes: tuple[str, ...] = ()
-    for ours, theirs in plan.items():
+    for ours, theirs in ((name, plan[name]) for name in COLUMNS if name in plan):
         absent = [s for s, d in chosen.items() if set(theirs) - set(d.column_names)]
         if absent:
             notes.append(f"Column {theirs[0]} is not in the {absent[0]} split and is left out.")
