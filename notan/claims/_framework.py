@@ -6,10 +6,10 @@ A claim file holds a literal `CLAIM` and two functions:
     def run(arm: str, seed: int, quick: bool) -> dict[str, float]                    # every metric of one arm and seed
     def judge(values: dict[arm, dict[seed, dict[str, float]]]) -> tuple[verdict, sentence]
 
-Optional keys of `CLAIM`: "baseline" (the arm the others are paired with; the first), "methods" (slugs whose files take
-part; the claim's own), "threads" (1). A finished (arm, seed) is kept under a key made from the source of the claim
-(without `judge`), of its methods and of the claims' training loop: an interrupted claim goes on where it stopped, and
-values of two protocols never mix.
+Optional keys of `CLAIM`: "baseline" (the arm the others are paired with; the first), "shown" (the metrics that tables
+show; all), "methods" (slugs whose files take part; the claim's own), "threads" (1). A finished (arm, seed) is kept
+under a key made from the source of the claim (without `judge`), of its methods and of the claims' training loop: an
+interrupted claim goes on where it stopped, and values of two protocols never mix.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def report(claim: Claim, values: Values, minutes: float) -> dict[str, Any]:
         arm: {m: list(paired(values, arm, baseline, m)) for m in means[arm] if m in means[baseline]}
         for arm in values if arm != baseline
     }
-    metrics = list(dict.fromkeys(m for row in means.values() for m in row))
+    metrics = claim.facts.get("shown") or list(dict.fromkeys(m for row in means.values() for m in row))
     return {
         "claim": claim.facts, "verdict": verdict, "sentence": sentence, "metrics": metrics, "means": means,
         "baseline": baseline, "differences": differences, "values": values, "seeds": list(next(iter(values.values()))),
