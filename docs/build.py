@@ -34,7 +34,8 @@ def table(prefix: str) -> str:
     for slug, e in catalogue.methods().items():
         outcome = result(slug)
         ours = f"**{outcome['verdict']}**: {outcome['sentence']}" if outcome else "no claim of its own"
-        lines.append(f"| [`{slug}`]({prefix}{slug}.md) | {cite(e.card)} | {', '.join(e.card['needs'])} | {e.card['claim']} | {ours} |")
+        needs = ", ".join(e.card["needs"])
+        lines.append(f"| [`{slug}`]({prefix}{slug}.md) | {cite(e.card)} | {needs} | {e.card['claim']} | {ours} |")
     return "\n".join(lines) + "\n"
 
 
@@ -50,7 +51,8 @@ def page(e: catalogue.Entry) -> str:
     parts = [
         f"# {e.slug}", cite(e.card), e.doc,
         "## Run it", f"```\nnotan train {e.slug} --data DATA\nnotan compare {e.slug} simclr mae --data DATA\n```",
-        "## Flags" if flags else "", ("| flag | type | default | what it does |\n| --- | --- | --- | --- |\n" + flags) if flags else "",
+        "## Flags" if flags else "",
+        ("| flag | type | default | what it does |\n| --- | --- | --- | --- |\n" + flags) if flags else "",
         "## Recipes", *[f"`--recipe {name}`\n```json\n{json.dumps(r, indent=2)}\n```" for name, r in e.recipes.items()],
         "## Deviations", "\n".join(f"- {d}" for d in e.card["deviations"]) or "None known.",
         "## Exports", ", ".join(e.card["exports"]) + ".",

@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     except NotanError as error:
         _complain(error)
         return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted. Nothing is lost: the same command continues where it stopped.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"\n{stopped or 'Interrupted: the same command goes on from the last saved state'}.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0
@@ -125,8 +125,10 @@ def _method_flags(group: Any, entry: catalogue.Entry) -> None:
 
 
 def _compare_flags(p: argparse.ArgumentParser) -> None:
-    p.add_argument("arms", nargs="+", metavar="METHOD[:flag=value,...]", help="methods to compare: " + ", ".join(catalogue.methods()))
-    p.add_argument("--out", type=Path, default=Path("compare"), help="where runs, encoders and report.html go (default: %(default)s)")
+    p.add_argument("arms", nargs="+", metavar="METHOD[:flag=value,...]",
+                   help="methods to compare: " + ", ".join(catalogue.methods()))
+    p.add_argument("--out", type=Path, default=Path("compare"),
+                   help="where runs, encoders and report.html go (default: %(default)s)")
     p.add_argument("--seeds", type=int, default=2, help="how many seeds (default: %(default)s)")
     p.add_argument("--baseline", help="the arm that differences are taken to (default: the first)")
     p.add_argument("--no-supervised", action="store_true", help="leave out the supervised reference")

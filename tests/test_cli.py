@@ -11,7 +11,8 @@ from notan.errors import NotanError
 
 
 def test_help_imports_no_torch_and_is_quick():
-    code = "import sys, notan.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    code = ("import sys, notan.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+            "assert 'torch' not in sys.modules and 'numpy' not in sys.modules")
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert time.perf_counter() - start < 5                              # the promise is 0.5 s; benchmarks/startup.py measures it

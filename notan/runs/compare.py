@@ -1,0 +1,225 @@
+"""`notan compare`: the main job. Which of these methods helps on my data?
+
+Every arm gets the same rows, the same budget, the same encoder where it can use it, the same cache and the same probes. Raw
+pixels, random weights (for each encoder) and a supervised reference are always in the table.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from notan import __version__, catalogue
+from notan.data import Data, open_data
+from notan.errors import NotanError, did_you_mean
+from notan.probes.features import pixels
+from notan.runs import study as studies
+from notan.runs.checkpoint import write_text
+from notan.runs.folder import Run
+from notan.runs.report import write_report
+from notan.runs.train import train
+from notan.runs.watch import side_by_side
+
+MINUTES = 0.6                                                           # per arm and seed, when no budget is given
+
+
+@dataclass
+class Arm:
+    """One arm of the experiment: a method with its settings, and the runs of its seeds."""
+
+    label: str
+    slug: str
+    settings: dict[str, Any]
+    kind: str = "method"                                                # or "supervised", "random"
+    encoder: str | dict[str, Any] | None = None
+    runs: list[Run] = field(default_factory=list)
+
+
+def compare(arms: list[str], data: str | Data = "fashion-mnist", *, out: str | Path = "compare", seeds: int = 2,
+            baseline: str | None = None, steps: int | None = None, epochs: float | None = None,
+            minutes: float | None = None, batch: int | None = None, recipe: str = "small", encoder: str | None = None,
+            precision: str = "auto", threads: int | None = None, supervised: bool = True, across: bool = False,
+            probe_rows: int = 10_000, data_options: dict[str, Any] | None = None,
+            console: Console | None = None) -> dict[str, Any]:
+    """Train every arm on every seed, probe them under one protocol, print the table, write `out/report.html` and encoders.
+
+    `arms` are method names with optional settings, `mae:mask_ratio=0.6`. The budget is `steps`, `epochs` or `minutes` of
+    training for each arm and seed (default 0.6 minutes; minutes become steps once per arm, so its seeds do equal work). An
+    interrupted comparison continues when it is called again. Returns the study: the dict that `report.html` shows.
+
+    Raises `NotanError` for an unknown method or setting, a column that the data lacks, or a baseline that is not an arm.
+    """
+    started = time.perf_counter()
+    console, out = console or Console(), Path(out)
+    todo = [_arm(text) for text in dict.fromkeys(arms)]
+    opened = open_data(data, **(data_options or {}))
+    for note in opened.notes:
+        console.print(f"note: {note}", style="yellow")
+    baseline = baseline or todo[0].label
+    rows = studies.rowset(opened, probe_rows)
+    _check(todo, opened, baseline, seeds)
+    todo += _references(todo, opened, supervised, encoder)
+    budget = {"steps": steps, "epochs": epochs, "minutes": minutes if steps or epochs or minutes else MINUTES}
+    for seed in range(seeds):
+        for arm in todo:
+            first = arm.runs[0].settings if arm.runs else None
+            given = {"steps": 0} if arm.kind == "random" else {"steps": first.steps} if first else budget
+            arm.runs.append(train(
+                arm.slug, opened, out=out / "runs" / _folder(arm.label) / f"seed{seed}", seed=seed, batch=batch,
+                encoder=arm.encoder or encoder, recipe=recipe, precision=precision, threads=first.threads if first else threads,
+                settings=arm.settings, data_options=data_options, console=console, title=f"{arm.label} seed {seed}",
+                **given))
+    study = _measure(todo, opened, rows, baseline, console)
+    study["seconds"] = time.perf_counter() - started
+    study["across"] = across
+    study["verdict"] = studies.verdict(study, across)
+    _write(study, todo, out)
+    console.print(studies.render_table(study))
+    for line in study["verdict"]:
+        console.print(line)
+    console.print(f"\nreport: {out / 'report.html'}   encoders: {out / 'encoders'}   {study['seconds']:.0f} s in all")
+    return study
+
+
+def _arm(text: str) -> Arm:
+    slug, settings = catalogue.parse_arm(text)
+    if not catalogue.method(slug).card.get("trains", True):
+        raise NotanError(f"{slug} does not train, and is in every table anyway", "methods that train", f"leave {slug} out")
+    return Arm(text, slug, settings, "supervised" if slug == "supervised" else "method")
+
+
+def _check(arms: list[Arm], data: Data, baseline: str, seeds: int) -> None:
+    """Everything that can be refused before an hour of training."""
+    if baseline not in (labels := [arm.label for arm in arms]):
+        raise NotanError(f"the baseline {baseline!r} is not an arm", ", ".join(labels), did_you_mean(baseline, labels))
+    if seeds < 1:
+        raise NotanError(f"--seeds {seeds}", "at least 1", "--seeds 2")
+    for arm in arms:
+        missing = [c for c in catalogue.method(arm.slug).card["needs"] if c not in data.info.columns]
+        if missing:
+            raise NotanError(
+                f"{arm.slug} needs the column {missing[0]!r}; {data.info.name} has {', '.join(data.info.columns)}",
+                ", ".join(catalogue.method(arm.slug).card["needs"]), "leave it out, or rename a column with --column")
+
+
+def _references(arms: list[Arm], data: Data, supervised: bool, encoder: str | None) -> list[Arm]:
+    """The supervised row, and random weights for each encoder that the arms use."""
+    found: list[Arm] = []
+    if supervised and len(data.info.classes) > 1 and all(arm.slug != "supervised" for arm in arms):
+        found.append(Arm("supervised", "supervised", {}, "supervised"))
+    specs: dict[str, Any] = {}
+    for arm in arms + found:
+        spec = encoder or catalogue.method(arm.slug).recipes["small"]["encoder"]
+        specs.setdefault(json.dumps(spec, sort_keys=True), spec)
+    for i, spec in enumerate(specs.values()):
+        name = spec["name"] if isinstance(spec, dict) else spec
+        found.append(Arm(f"random weights ({name})" + (f" {i}" if i and len(specs) > 2 else ""), "random", {}, "random", spec))
+    return found
+
+
+def _measure(arms: list[Arm], data: Data, rows: studies.Rowset, baseline: str, console: Console) -> dict[str, Any]:
+    """Probe raw pixels and every arm; pair the seeds."""
+    seeds = len(arms[0].runs)
+    study: dict[str, Any] = {
+        "title": f"{', '.join(a.label for a in arms if a.kind == 'method')} on {data.info.name}", "baseline": baseline,
+        "seeds": seeds,
+        "data": {"name": data.info.name, "rows": data.info.rows, "notes": data.notes, "classes": list(data.info.classes)},
+        "rows": [], "curves": {}, "fractions": {}, "maps": {}, "neighbours": {}, "pictures": {}, "notes": list(data.notes),
+        "versions": {"notan": __version__, "torch": torch.__version__}, "config": "",
+    }
+    protocols: dict[str, str] = {}
+    raw = studies.embed(pixels, data, rows)
+    todo: list[tuple[str, str, Arm | None]] = [("raw pixels", "pixels", None), *((a.label, a.kind, a) for a in arms)]
+    with console.status("probing") as status:
+        for label, kind, arm in todo:
+            status.update(f"probing {label}")
+            results = []
+            for seed in range(seeds):
+                if arm is None:
+                    x = raw
+                else:
+                    method: Any = arm.runs[seed].method()
+                    x = studies.embed(_encoder(method), data, rows)
+                    if seed == 0:
+                        _picture(study, arm, method, x, data, rows)
+                results.append(studies.probe(*x, rows, seed))
+            protocols |= results[0]["protocols"]
+            study["rows"].append(_row(label, kind, arm, results, raw[0].shape[1]))
+            study["fractions"][label] = {n: [r["fractions"][n] for r in results] for n in results[0]["fractions"]}
+    study["metrics"] = list(protocols)
+    study["protocols"] = [f"{name}: {text}" for name, text in protocols.items()]
+    base = next(r for r in study["rows"] if r["arm"] == baseline)
+    for row in study["rows"]:
+        row["paired"] = {m: studies.paired(row["metrics"][m], base["metrics"][m]) for m in study["metrics"]}
+    study["config"] = "\n---\n".join((a.runs[0].path / "config.yaml").read_text() for a in arms if a.kind == "method")
+    return study
+
+
+def _encoder(method: Any) -> Any:
+    return lambda batch: side_by_side(method.encode(batch))
+
+
+def _row(label: str, kind: str, arm: Arm | None, results: list[dict], width: int) -> dict[str, Any]:
+    """One line of the table."""
+    row = {"arm": label, "kind": kind, "metrics": {m: [r["values"][m] for r in results] for m in results[0]["values"]}}
+    if arm is None:
+        return row | {"encoder": f"{width} pixels", "params": 0, "seconds": 0.0, "peak_mb": 0.0, "steps": 0}
+    last = arm.runs[-1]
+    config = json.loads((last.path / "encoder" / "config.json").read_text())
+    summaries = [run.summary for run in arm.runs]
+    trained = kind != "random"
+    return row | {
+        "encoder": _name(config), "params": last.facts["parameters"].get("encoder", 0), "steps": last.settings.steps or 0,
+        "seconds": float(np.mean([s["seconds_in_all"] for s in summaries])) if trained else 0.0,
+        "peak_mb": float(np.max([s["peak_mb"] for s in summaries])) if trained else 0.0,
+    }
+
+
+def _name(config: dict[str, Any]) -> str:
+    """An encoder in a few characters."""
+    if config["name"] == "vit":
+        return f"vit {config['dim']}x{config['depth']}/{config['patch']}"
+    return f"{config['name']} {config['width']}" if "width" in config else config["name"]
+
+
+def _picture(study: dict[str, Any], arm: Arm, method: Any, x: tuple, data: Data, rows: studies.Rowset) -> None:
+    """What the report shows of an arm's first seed."""
+    run = arm.runs[0]
+    study["maps"][arm.label] = studies.flat_map(x[1], rows)
+    if "image" in data.info.columns:
+        study["maps"][arm.label]["thumbs"] = studies.thumbs(data, rows)
+        study["neighbours"][arm.label] = studies.neighbours(x[0], x[1], data, rows)
+    study["curves"][arm.label] = [(r["step"], r["loss"]) for r in run.metrics() if "loss" in r]
+    study["notes"] += [f"{arm.label}: {r['message']}" for r in run.metrics() if "alarm" in r]
+    if hasattr(method, "pictures"):
+        batch = data.test.take(rows.test[:8])
+        batch["key"] = torch.arange(8) * 1_000_003
+        study["pictures"][arm.label] = {k: v.float().numpy() for k, v in method.pictures(batch).items()}
+
+
+def _write(study: dict[str, Any], arms: list[Arm], out: Path) -> None:
+    """report.html, study.json (numbers only), and the best seed's encoder of every trained arm."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_report(out / "report.html", study)
+    kept = ("title", "baseline", "seeds", "data", "rows", "fractions", "metrics", "protocols", "verdict", "seconds", "notes",
+            "versions")
+    numbers = {k: study[k] for k in kept}
+    write_text(out / "study.json", json.dumps(numbers, indent=1))
+    for arm in arms:
+        if arm.kind != "random":
+            row = next(r for r in study["rows"] if r["arm"] == arm.label)
+            best = int(np.argmax(row["metrics"][study["metrics"][0]]))
+            shutil.copytree(arm.runs[best].path / "encoder", out / "encoders" / _folder(arm.label), dirs_exist_ok=True)
+
+
+def _folder(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.=-]+", "-", label).strip("-")

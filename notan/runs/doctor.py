@@ -1,0 +1,60 @@
+"""`notan doctor`: what is wrong with this data, or with this run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from notan.data.doctor import Finding, diagnose
+from notan.errors import NotanError
+from notan.runs.folder import Run
+
+
+def doctor(what: str | Path, console: Any) -> int:
+    """Print findings about a run folder or data, the worst first; the exit status is 1 when one is an error."""
+    findings = examine(what)
+    colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
+    for f in sorted(findings, key=lambda f: list(colours).index(f.severity)):
+        console.print(f"{f.severity}: {f.what}", style=colours[f.severity], highlight=False)
+        if f.fix:
+            console.print(f"  fix: {f.fix}", highlight=False)
+    if all(f.severity == "note" for f in findings):
+        console.print("Nothing is wrong.", style="green")
+    return int(any(f.severity == "error" for f in findings))
+
+
+def examine(what: str | Path) -> list[Finding]:
+    """Findings about a run folder, or else about data."""
+    return _run(Run(what)) if (Path(what) / "config.yaml").exists() else diagnose(str(what))
+
+
+def _run(run: Run) -> list[Finding]:
+    """Is it finished, can it go on, did an alarm ring, did its loss fall, is there a dump to look at?"""
+    found = []
+    records = run.metrics()
+    losses = [r["loss"] for r in records if "loss" in r]
+    try:
+        run.method()
+    except NotanError as error:
+        found.append(Finding("error", f"its state cannot be loaded: {error.seen}", error.fix))
+    if not run.finished:
+        step = records[-1]["step"] if records else 0
+        found.append(Finding("warning", f"it is not finished: step {step} of {run.settings.steps}",
+                             "the same `notan train` command goes on from there"))
+    for r in records:
+        if "alarm" in r:
+            found.append(Finding("warning", f"step {r['step']}: {r['message']}", ""))
+    if len(losses) >= 4 and not min(losses[len(losses) // 2 :]) < losses[0]:
+        found.append(Finding("warning", f"the loss did not fall: {losses[0]:.4g} at first, {losses[-1]:.4g} at last",
+                             "a lower --lr, more --steps, or another method"))
+    for dump in sorted((run.path / "debug").glob("step-*")):
+        found.append(Finding("error", f"a step was not finite; it is kept in {dump.name}",
+                             f"notan.runs.dump.replay({str(dump)!r})"))
+    found.append(Finding("note", f"{run.settings.method} on {run.settings.data}, seed {run.settings.seed}, "
+                                 f"{run.settings.steps} steps; states: {', '.join(checkpoint_names(run.path)) or 'none'}", ""))
+    return found
+
+
+def checkpoint_names(folder: Path) -> list[str]:
+    state = folder / "state"
+    return sorted(p.name for p in state.iterdir() if not p.name.startswith(".")) if state.is_dir() else []

@@ -1,0 +1,114 @@
+"""`notan probe`: how good is this encoder on this data, by the protocols that are asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from notan.data import Data, open_data
+from notan.errors import NotanError, did_you_mean
+from notan.probes.features import extract
+from notan.probes.fewshot import few_shot, label_curve
+from notan.probes.finetune import finetune
+from notan.probes.knn import knn_cosine, knn_euclidean
+from notan.probes.logistic import logistic
+from notan.probes.ridge import ridge
+from notan.probes.segmentation import segmentation
+from notan.runs import study
+from notan.runs.embed import encoding, fitted
+from notan.runs.folder import Run
+from notan.runs.watch import side_by_side
+
+PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "finetune", "segmentation")
+
+
+def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[str] | None = None, rows: int = 10_000,
+          seed: int = 0, data_options: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """Measure a run, an encoder folder or "hf:NAME" on `data` (default: what the run was trained on).
+
+    Returns protocol -> its result (`accuracy` or `miou`, `n`, `protocol` as a sentence, ...). At most `rows` rows of each
+    split are used, chosen by key. Raises `NotanError` for an unknown protocol, or data without what a protocol needs.
+    """
+    asked = protocols or ["ridge", "knn"]
+    for name in asked:
+        if name not in PROTOCOLS:
+            raise NotanError(f"there is no protocol {name!r}", ", ".join(PROTOCOLS), did_you_mean(name, PROTOCOLS))
+    opened = open_data(_data(run, data), **(data_options or {}))
+    results: dict[str, dict[str, Any]] = {}
+    if "segmentation" in asked:
+        results["segmentation"] = _segment(run, opened, rows)
+    if "finetune" in asked:
+        results["finetune"] = _finetune(run, opened, rows, seed)
+    if rest := [name for name in asked if name not in results]:
+        chosen = study.rowset(opened, rows)
+        encode = encoding(run)
+        z, t = study.embed(lambda batch: side_by_side(encode(batch)), opened, chosen)
+        x = z, chosen.train_y, t, chosen.test_y
+        for name in rest:
+            results |= _frozen(name, x, seed)
+    return {name: {k: v for k, v in r.items() if k != "losses"} | {"protocol": str(r["protocol"])}
+            for name, r in results.items()}
+
+
+def print_results(results: dict[str, dict[str, Any]], console: Any) -> None:
+    """One line a protocol, and below it what was done."""
+    for name, r in results.items():
+        value = f"mIoU {r['miou']:.3f}" if "miou" in r else f"accuracy {r['accuracy']:.3f}"
+        console.print(f"{name}: {value}", style="bold")
+        console.print(f"  {r['protocol']}", highlight=False)
+
+
+def _frozen(name: str, x: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> dict[str, dict[str, Any]]:
+    """The probes of frozen features (train x, y, test x, y)."""
+    if name == "ridge":
+        return {"ridge": ridge(*x)}
+    if name == "logistic":
+        return {"logistic": logistic(*x)}
+    if name == "knn":
+        return {"knn": knn_cosine(*x), "knn, euclidean": knn_euclidean(*x)}
+    curve = label_curve(*x, sizes=(*study.SIZES, len(x[1])), seed=seed)
+    return {"10 per class": few_shot(*x, n=10, seed=seed)} | {f"{n:,} labels": r for n, r in curve.items()}
+
+
+def _finetune(run: str | Path, data: Data, rows: int, seed: int) -> dict[str, Any]:
+    """All weights of the run's encoder, 5 epochs of the labelled rows, AdamW 1e-3 with layer decay 0.75."""
+    chosen = study.rowset(data, rows)
+    classes = int(chosen.train_y.max()) + 1
+    steps = max(50, 5 * len(chosen.train) // 128)
+    return finetune(_encoder(run), data.train, chosen.train, data.test.select(chosen.test), classes=classes, steps=steps,
+                    lr=1e-3, seed=seed, batch=128, layer_decay=0.75)
+
+
+def _segment(run: str | Path, data: Data, rows: int) -> dict[str, Any]:
+    """A linear probe of every cell of the dense features, upsampled to the pixels of `segmentation`."""
+    if "segmentation" not in data.info.columns:
+        raise NotanError(f"{data.info.name} has no column 'segmentation', only {', '.join(data.info.columns)}",
+                         "class numbers for pixels", "use data with masks, e.g. --data earth")
+    encoder = _encoder(run)
+    sides: list[Tensor] = []
+    for split in (data.train, data.test):
+        index = np.arange(min(rows, len(split)))
+        sides.append(extract(lambda b: encoder.maps(fitted(b["image"], encoder.channels, encoder.image_size)), split, index))
+        sides.append(split.take(index)["segmentation"])
+    counted = torch.cat([sides[1].flatten(), sides[3].flatten()])
+    return segmentation(*sides, classes=int(counted[counted != 255].max()) + 1)
+
+
+def _encoder(run: str | Path) -> Any:
+    from notan.nets.build import build_encoder, load_encoder
+
+    if str(run).startswith("hf:"):
+        return build_encoder(str(run)).eval()
+    return Run(run).encoder() if (Path(run) / "config.yaml").exists() else load_encoder(run)
+
+
+def _data(run: str | Path, data: str | Data | None) -> str | Data:
+    if data is not None:
+        return data
+    if (Path(run) / "config.yaml").exists():
+        return Run(run).settings.data
+    raise NotanError(f"{run} does not say what data it was trained on", "--data DATA", "name the data to probe on")
