@@ -1,6 +1,7 @@
 """Masked autoencoder: hide three quarters of a picture's patches and paint them from the rest.
 
-He, Chen, Xie, Li, Dollár and Girshick, "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, arXiv 2111.06377.
+He, Chen, Xie, Li, Dollár and Girshick, "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022
+(arXiv 2111.06377).
 
 **What it is.** A picture x is cut into N patches. A random share r of them is hidden; the encoder f sees the others and
 nothing else. A small decoder g gets what the encoder made of them, one learned vector for every hidden patch, and all

@@ -4,7 +4,7 @@ Chen, Kornblith, Norouzi and Hinton, "A Simple Framework for Contrastive Learnin
 (arXiv 2002.05709).
 
 **What it is.** Each of N pictures gives two views: a random crop, mirrored, recoloured, greyed, blurred. An encoder f
-turns a view into features h, a two-layer projector g turns them into z, and each of the 2N views has to pick its partner
+turns a view into features h, a two-layer projector g turns h into z, and each of the 2N views has to find its partner
 among the 2N - 1 others by cosine similarity. Probes read h; g is thrown away (section 4.2: h is over 10 points better).
 
     h = f(view),  z = W2 relu(BN(W1 h))                                                      section 2.1
@@ -61,7 +61,7 @@ RECIPES = {
         "encoder": {"name": "vit", "patch": 4, "dim": 128, "depth": 4, "heads": 4, "pool": "mean"},
         "optimiser": {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.05},
         "batch": 256, "epochs": 20, "warmup": 0.1,
-        "method": {"tau": 0.5, "crop": 0.2, "jitter": 0.5, "blur": 0.0, "hidden": 256, "out": 64},
+        "method": {"tau": 0.5, "crop": 0.2, "jitter": 0.5, "blur": 0.0, "hidden": 256, "dim": 64},
     },
 }
 
@@ -76,19 +76,19 @@ class SimCLR(nn.Module):
     grey: probability of a view without colour.
     blur: probability of blur; the paper has none for CIFAR-10.
     hidden: width of the projector's hidden layer.
-    out: width of z.
+    dim: width of z.
     """
 
     def __init__(
         self, encoder: ImageEncoder, *, tau: float = 0.5, crop: float = 0.08, flip: float = 0.5, jitter: float = 1.0,
-        grey: float = 0.2, blur: float = 0.5, hidden: int = 2048, out: int = 128,
+        grey: float = 0.2, blur: float = 0.5, hidden: int = 2048, dim: int = 128,
     ) -> None:
         super().__init__()
         if tau <= 0:
             raise NotanError(f"tau = {tau}", "a temperature above 0", "--tau 0.5")
         self.encoder, self.tau = encoder, tau
         self.crop, self.flip, self.jitter, self.grey, self.blur = crop, flip, jitter, grey, blur
-        self.projector = mlp(encoder.dim, hidden, out)
+        self.projector = mlp(encoder.dim, hidden, dim)
 
     def loss(self, batch: dict, progress: Progress) -> dict[str, Tensor]:
         x = torch.cat([self.view(batch, 1), self.view(batch, 2)])       # (2B, C, S, S): one pass, one batch norm
@@ -106,7 +106,7 @@ class SimCLR(nn.Module):
         s = 0.8 * self.jitter
         x = colour.jitter(x, key, brightness=s, contrast=s, saturation=s, hue=s / 4, p=0.8)
         x = colour.grayscale(x, key, self.grey)
-        return colour.blur(x, key, sigma=(0.1, 2.0), p=self.blur)
+        return colour.blur(x, key, p=self.blur) if self.blur else x
 
     def encode(self, batch: dict) -> Tensor:
         return self.encoder.features(self.whole(batch))                 # (B, D)
@@ -127,4 +127,4 @@ def example(rows: int, dtype: torch.dtype) -> tuple[SimCLR, dict]:
     from notan.nets.vit import ViT
 
     torch.manual_seed(0)
-    return SimCLR(ViT(image_size=16, patch=4, dim=32, depth=2, heads=2), hidden=32, out=16).to(dtype), images(rows)
+    return SimCLR(ViT(image_size=16, patch=4, dim=32, depth=2, heads=2), hidden=32, dim=16).to(dtype), images(rows)
