@@ -1,0 +1,124 @@
+"""Statistics over seeds, the probes of a comparison, and its table."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from made_up_study import made_up_study
+
+from notan.errors import NotanError
+from notan.runs import study as studies
+from notan.runs.statistics import leaders, paired, spread, verdict
+from notan.runs.table import count, render_table
+
+
+def test_paired_is_scipys_interval():
+    from scipy.stats import ttest_rel
+
+    a, b = [0.8, 0.83, 0.81, 0.86], [0.79, 0.8, 0.82, 0.8]
+    m, low, high = paired(a, b)
+    theirs = ttest_rel(a, b).confidence_interval(0.95)
+    assert (m, low, high) == pytest.approx((np.mean(a) - np.mean(b), theirs.low, theirs.high))
+
+
+def test_one_seed_has_no_interval_and_seeds_must_match():
+    m, low, high = paired([0.5], [0.25])
+    assert m == 0.25 and math.isnan(low) and math.isnan(high) and math.isnan(spread([0.5]))
+    with pytest.raises(NotanError, match="2 seeds against the baseline's 3"):
+        paired([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+def test_only_methods_of_one_encoder_are_ranked():
+    study = made_up_study()
+    metric = "ridge, 10,000 labels"
+    assert leaders(study["rows"], metric) == {"vit 128x4/4": "hpm", "resnet10 32": "selfie"}
+    assert leaders(study["rows"], metric, across=True) == {"": "hpm"}
+    lines = verdict(study)
+    assert len(lines) == 8 and lines[0].startswith("ridge, 10,000 labels (vit 128x4/4): hpm leads with 0.8")
+    assert "to raw pixels" in lines[0] and "to random weights (vit)" in lines[0] and "resnet10" not in lines[0]
+
+
+def test_what_was_measured_differently_is_not_ranked():
+    study = made_up_study()
+    study["rows"][2]["metrics"] = {"ridge, 500 labels": [0.9, 0.9, 0.9]}
+    with pytest.raises(NotanError, match="hpm was measured by ridge, 500 labels"):
+        verdict(study)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_table_has_every_arm(seeds):
+    from rich.console import Console
+
+    console = Console(width=220, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    study = made_up_study(seeds)
+    study["rows"][0]["arm"] = study["baseline"] = "sim[bold]clr"  # markup in a name is text
+    console.print(render_table(study))
+    text = console.export_text()
+    assert all(r["arm"] in text for r in study["rows"]) and "0.8" in text
+    assert ("One seed" in text) == (seeds == 1) and ("95 %" in text) == (seeds > 1)
+    assert [count(n) for n in (0, 950, 12_345, 811_000_000)] == ["–", "950", "12 k", "811.00 M"]
+
+
+class Rows:
+    columns = ("image", "label")
+
+    def __init__(self, n, seed):
+        g = torch.Generator().manual_seed(seed)
+        self.label = torch.arange(n) % 4
+        self.image = (torch.rand(n, 1, 6, 6, generator=g) * 120).to(torch.uint8)
+        self.image[torch.arange(n), 0, self.label] += 60                    # a bright line in the row of its class
+
+    def __len__(self):
+        return len(self.label)
+
+    def take(self, index):
+        index = torch.from_numpy(np.asarray(index))
+        return {"image": self.image[index], "label": self.label[index], "row": index}
+
+    def values(self, column):
+        return self.label.numpy()
+
+
+class Data:
+    train, test = Rows(1500, 0), Rows(300, 1)
+
+
+def test_a_comparison_measures_the_same_rows_and_labels():
+    from notan.probes.features import pixels
+
+    rows = studies.rowset(Data, 1200)
+    assert len(rows.train) == len(set(rows.train)) == 1200 and len(rows.test) == 300
+    np.testing.assert_array_equal(rows.train, studies.rowset(Data, 1200).train)
+    x = studies.embed(pixels, Data, rows)
+    out = studies.probe(*x, rows, seed=0)
+    assert list(out["values"]) == ["ridge, 1,200 labels", "ridge, 1,000 labels", "ridge, 10 per class", "k-NN, 1,200 labels"]
+    assert list(out["fractions"]) == [100, 300, 1000, 1200] and out["fractions"][1200] == out["values"]["ridge, 1,200 labels"]
+    assert out == studies.probe(*x, rows, seed=0) != studies.probe(*x, rows, seed=1)
+    assert all(v > 0.5 for v in out["values"].values()) and set(out["protocols"]) == set(out["values"])
+    assert out["protocols"] == studies.probe(*x, rows, seed=1)["protocols"]  # so that arms and seeds can be ranked
+
+
+def test_maps_and_neighbours():
+    rows = studies.rowset(Data, 400)
+    train_x, test_x = studies.embed(lambda b: b["image"].flatten(1).float(), Data, rows)
+    found = studies.flat_map(test_x, rows)
+    assert found["xy"].shape == (300, 2) and np.isfinite(found["xy"]).all() and len(studies.thumbs(Data, rows)) == 300
+    assert studies.flat_map(test_x[:5, :1], rows._replace(test_y=rows.test_y[:5]))["xy"].shape == (5, 2)
+    near = studies.neighbours(train_x, test_x, Data, rows)
+    assert near["query"].shape == (4, 1, 6, 6) and near["hits"].shape == (4, 8, 1, 6, 6)
+    assert torch.equal(near["right"], near["hit_label"] == near["query_label"].unsqueeze(1))
+    assert near["query_label"].tolist() == [0, 1, 2, 3]
+
+
+def test_no_labels_is_said():
+    class Bare(Rows):
+        columns = ("image",)
+
+    class Unlabelled:
+        train = test = Bare(10, 0)
+
+    with pytest.raises(NotanError, match="no labels to measure with; it has image"):
+        studies.rowset(Unlabelled)
