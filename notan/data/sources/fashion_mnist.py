@@ -7,6 +7,7 @@ and unpacked without installing it; the hub of `datasets`.
 from __future__ import annotations
 
 import gzip
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,10 @@ def _installed(cache: Path) -> dict[str, np.ndarray]:
 
 
 def _downloaded(cache: Path) -> dict[str, np.ndarray]:
-    return _read(_fetch.deb("dataset-fashion-mnist", cache) / DEBIAN)
+    unpacked = _fetch.deb("dataset-fashion-mnist", cache)
+    found = _read(unpacked / DEBIAN)
+    shutil.rmtree(unpacked, ignore_errors=True)  # the arrays are kept instead
+    return found
 
 
 def _hub(cache: Path) -> dict[str, np.ndarray]:
