@@ -1,6 +1,6 @@
 """Earth from above: tiles of NASA's Blue Marble with the Koeppen-Geiger climate zone of every pixel.
 
-Both maps cover the globe (here: down to 60 S); they are brought to 15 pixels a degree and cut into tiles of 64 x 64 pixels of which at least
+Both maps are brought to 15 pixels a degree, from 90 N to 60 S, and cut into tiles of 64 x 64 pixels of which at least
 half is land. `segmentation` holds 31 zones (0 to 30, in the order of ZONES) and the ocean (31); `label` is the main
 climate (A to E) that covers most of a tile's land. Neighbouring tiles are alike, so the split is by bands of longitude:
 of twelve bands of 30 degrees every third is for test. Training tiles overlap by half, test tiles do not.

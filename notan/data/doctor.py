@@ -1,0 +1,183 @@
+"""The doctor: what is wrong with data, before a training run finds out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from notan.data.build import build, choose_form
+from notan.data.cache import decoded, scan
+from notan.data.columns import COLUMNS
+from notan.data.open import cache_root, read
+from notan.data.raw import Raw
+from notan.data.table import Data, Rows
+from notan.errors import NotanError
+
+SEVERITIES = ("error", "warning", "note")  # stops a run; makes its numbers doubtful; good to know
+TINY, FEW_ROWS, FEW_IN_CLASS, SKEWED = 8, 100, 5, 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found: how bad, what was seen, what to do."""
+
+    severity: str
+    what: str
+    fix: str = ""
+
+
+def diagnose(
+    spec: str | os.PathLike, *, columns: Mapping[str, str] | None = None, cache_side: int | None = None
+) -> list[Finding]:
+    """Everything that is wrong or odd with the data, worst first; an empty list when nothing is.
+
+    Opens the data as a run would (and fills the same cache), so what it does not report will not stop a run. Raises
+    nothing for bad data: that is a finding.
+    """
+    try:
+        raw = read(str(spec), columns)
+        headers = list(_headers(raw))
+        unreadable = list(_unreadable(raw, cache_side))
+        data = build(raw, cache_root(), cache_side=cache_side, fit="crop", cache_limit_gb=8, limit_bad=1)
+    except NotanError as error:
+        return [Finding("error", error.seen, error.fix or error.wanted)]
+    found = [*unreadable, *headers, *_rows(data), *_labels(data)]
+    if "image" in data.info.columns:
+        found += _pixels(data)
+    found += [Finding("note", note.rstrip(".")) for note in data.notes if "cannot be read" not in note]
+    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def _tables(raw: Raw) -> dict[str, dict[str, Any]]:
+    return {"train": raw.train} | ({"test": raw.test} if raw.test is not None else {})
+
+
+def _pictures(raw: Raw) -> Iterator[Any]:
+    for table in _tables(raw).values():
+        yield from (store for name, store in table.items() if COLUMNS[name].picture)
+
+
+def _unreadable(raw: Raw, side: int | None) -> Iterator[Finding]:
+    form = choose_form(_tables(raw), cache_root(), side, "crop", [])
+    for pictures in _pictures(raw):
+        assert form is not None
+        bad = decoded(pictures, form, cache_root(), 8).bad
+        if bad:
+            named = [f"{pictures.name(i)} ({reason})" for i, reason in sorted(bad.items())]
+            severity = "error" if len(bad) > np.ceil(0.01 * len(pictures)) else "warning"
+            yield Finding(severity, f"{len(bad):,} of {len(pictures):,} pictures cannot be read: {_some(named)}",
+                          "repair or remove them; a run skips them up to --limit-bad (1 %)")  # fmt: skip
+
+
+def _headers(raw: Raw) -> Iterator[Finding]:
+    for pictures in _pictures(raw):
+        width, height, channels = scan(pictures, cache_root()).T
+        seen = width > 0
+        short = np.minimum(width, height)
+        tiny = np.flatnonzero(seen & (short < TINY))
+        if len(tiny) and np.median(short[seen]) >= TINY:
+            named = [f"{pictures.name(i)} ({width[i]} x {height[i]})" for i in tiny]
+            yield Finding("warning", f"{len(tiny):,} pictures are smaller than {TINY} pixels: {_some(named)}",
+                          "remove them: enlarged, they are flat colour")  # fmt: skip
+        thin = np.flatnonzero(seen & (np.maximum(width, height) > 4 * short) & (short >= TINY))
+        if len(thin):
+            named = [f"{pictures.name(i)} ({width[i]} x {height[i]})" for i in thin]
+            yield Finding("warning", f"{len(thin):,} pictures are over four times as long as wide: {_some(named)}",
+                          "--fit pad keeps the whole picture; crop keeps its centre square")  # fmt: skip
+        grey = int((channels[seen] == 1).sum())
+        if 0 < grey < seen.sum():
+            yield Finding("note", f"{grey:,} of {seen.sum():,} pictures are grey, the others have colour: all are "
+                          "treated as colour", "")  # fmt: skip
+        if len(sizes := np.unique(short[seen])) > 1:
+            yield Finding("note", f"shorter sides run from {sizes[0]} to {sizes[-1]} pixels, "
+                          f"median {int(np.median(short[seen]))}", "")  # fmt: skip
+
+
+def _rows(data: Data) -> Iterator[Finding]:
+    for name, rows in (("training", data.train), ("test", data.test)):
+        if len(rows) < FEW_ROWS:
+            severity = "error" if len(rows) < 10 and name == "training" else "warning"
+            yield Finding(severity, f"there are {len(rows):,} rows for {name}",
+                          "more rows: numbers of so few differ by chance, and a batch can have no more rows")  # fmt: skip
+
+
+def _labels(data: Data) -> Iterator[Finding]:
+    if "label" not in data.train.columns:
+        if not any("one class" in note for note in data.notes):
+            yield Finding("note", "there is no label: training works, probes of classes do not")
+        else:
+            yield Finding("warning", "there is one class: training works, probes of classes do not",
+                          "pictures of one class per folder, at least two folders")  # fmt: skip
+        return
+    classes = data.info.classes or tuple(map(str, range(int(data.train.values("label").max()) + 1)))
+    train, test = (np.bincount(rows.values("label"), minlength=len(classes)) for rows in (data.train, data.test))
+    if lost := [classes[c] for c in range(len(classes)) if test[c] and not train[c]]:
+        yield Finding("error", f"classes only in the test split: {_some(lost)}", "rows of them for training, or none")
+    if lost := [classes[c] for c in range(len(classes)) if train[c] and not test[c]]:
+        yield Finding("warning", f"classes without test rows: {_some(lost)}", "at least two rows of every class")
+    if few := [f"{classes[c]} ({train[c]})" for c in range(len(classes)) if 0 < train[c] < FEW_IN_CLASS]:
+        yield Finding("warning", f"classes with fewer than {FEW_IN_CLASS} training rows: {_some(few)}",
+                      "more rows of them, or merge them with others")  # fmt: skip
+    there = train[train > 0]
+    if there.max() > SKEWED * there.min():
+        most, least = classes[int(train.argmax())], classes[int(np.where(train > 0, train, train.max()).argmin())]
+        yield Finding("warning", f"the classes are unbalanced: {there.max():,} rows of {most}, {there.min():,} of {least}",
+                      "read balanced accuracy beside accuracy")  # fmt: skip
+
+
+def _pixels(data: Data) -> Iterator[Finding]:
+    """Exact duplicates and constant pictures, by the decoded pixels."""
+    groups: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
+    flat = []
+    for split, rows in (("train", data.train), ("test", data.test)):
+        for i, pixels in _each(rows):
+            groups[hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()].append((split, i))
+            if (pixels == pixels[:, :1, :1]).all():
+                flat.append(f"{_name(data, (split, i))}")
+    twice = [group for group in groups.values() if len(group) > 1]
+    leaked = [group for group in twice if len({split for split, _ in group}) == 2]
+    if leaked:
+        count = sum(split == "test" for group in leaked for split, _ in group)
+        pairs = [f"{_name(data, group[0])} = {_name(data, group[-1])}" for group in leaked]
+        yield Finding("error" if count > 0.01 * len(data.test) else "warning",
+                      f"{count:,} of {len(data.test):,} test pictures are also in training: {_some(pairs)}",
+                      "remove them from one of the splits: a probe that has seen the answer measures nothing")  # fmt: skip
+    inside = [[at for at in group if at[0] == "train"] for group in twice]
+    inside = [group for group in inside if len(group) > 1]
+    if inside:
+        count = sum(len(group) - 1 for group in inside)
+        pairs = [" = ".join(_name(data, at) for at in group[:2]) for group in inside]
+        yield Finding("warning", f"{count:,} of {len(data.train):,} training pictures repeat another: {_some(pairs)}",
+                      "remove the copies: contrastive methods would push equal pictures apart")  # fmt: skip
+    if "label" in data.train.columns:
+        labels = {"train": data.train.values("label"), "test": data.test.values("label")}
+        torn = [group for group in twice if len({int(labels[split][i]) for split, i in group}) > 1]
+        if torn:
+            pairs = [" = ".join(_name(data, at) for at in group[:2]) for group in torn]
+            yield Finding("warning", f"{len(torn):,} pictures have copies with another label: {_some(pairs)}",
+                          "decide which label is right")  # fmt: skip
+    if flat:
+        yield Finding("warning", f"{len(flat):,} pictures are one flat colour: {_some(flat)}", "remove them")
+
+
+def _each(rows: Rows, chunk: int = 512) -> Iterator[tuple[int, np.ndarray]]:
+    images = Rows({"image": rows.stores["image"]}, rows.index)
+    for first in range(0, len(rows), chunk):
+        index = np.arange(first, min(first + chunk, len(rows)))
+        yield from zip(index.tolist(), images.take(index)["image"].numpy())
+
+
+def _name(data: Data, at: tuple[str, int]) -> str:
+    split, i = at
+    name = (data.train if split == "train" else data.test).name(i)
+    return f"{split} {name}" if name.startswith("row ") else name
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
