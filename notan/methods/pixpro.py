@@ -79,7 +79,7 @@ RECIPES = {
     },
     "small": {
         "encoder": {"name": "resnet10", "width": 16, "stem": "cifar", "stride": 4},
-        "optimiser": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05},
+        "optimiser": {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.05},
         "batch": 128, "epochs": 0.5, "warmup": 0.05,
         "method": {"hidden": 256, "dim": 64, "crop": 0.2, "blur": [0.0, 0.0], "solarise": 0.0},
     },

@@ -70,7 +70,7 @@ RECIPES = {
     },
     "small": {
         "encoder": {"name": "resnet10", "width": 32, "stem": "cifar", "preact": True, "last_group": 3},
-        "optimiser": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.05},
+        "optimiser": {"name": "adamw", "lr": 3e-3, "betas": [0.9, 0.95], "weight_decay": 0.05},
         "batch": 128, "epochs": 0.5, "warmup": 0.05,
         "method": {"depth": 2, "heads": 4, "feedforward": 128, "scaled": True},
     },
