@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from notan.errors import NotanError
+from notan.nets.vit import attention
 
 
 class TransformerLayer(nn.Module):
@@ -30,8 +31,8 @@ class TransformerLayer(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         B, L, _ = x.shape
-        q, k, v = self.qkv(x).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)    # (B, heads, L, .)
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        q, k, v = (t.transpose(1, 2) for t in self.qkv(x).view(B, L, 3, self.heads, -1).unbind(2))  # (B, heads, L, .)
+        y = attention(q, k, v, self.dropout if self.training else 0.0)
         return self._drop(self.proj(y.transpose(1, 2).reshape(B, L, -1)))
 
     def mix(self, x: Tensor) -> Tensor:

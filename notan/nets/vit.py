@@ -31,8 +31,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:                             # (B, L, D) -> (B, L, D)
         B, L, D = x.shape
         qkv = self.qkv(x).view(B, L, 3, self.heads, D // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)                  # 3 x (B, heads, L, D / heads)
-        y = F.scaled_dot_product_attention(q, k, v)
+        q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))            # 3 x (B, heads, L, D / heads)
+        y = attention(q, k, v)
         return self.proj(y.transpose(1, 2).reshape(B, L, D))
 
 
@@ -153,6 +153,20 @@ class ViT(nn.Module):
 
     def maps(self, pixels: Tensor) -> Tensor:                           # (B, D, h, w)
         return self(pixels)[:, 1:].transpose(1, 2).unflatten(2, self.grid)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v with dropout on the weights: three times (B, heads, L, d) to the same shape.
+
+    torch's fused kernel, but for bfloat16 on CPU: its backward there takes several times as long as these products.
+    """
+    if q.dtype != torch.bfloat16 or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    B = q.shape[0]
+    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)         # (B * heads, L, d)
+    logits = torch.baddbmm(q.new_empty(1, 1, 1), q, k.mT, beta=0, alpha=q.shape[2] ** -0.5)
+    weights = F.dropout(logits.softmax(2), dropout)
+    return torch.bmm(weights, v).unflatten(0, (B, -1))
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
