@@ -58,7 +58,7 @@ class Loader:
         """Batches from global step `step` on, without end. Each has `row` and `key` beside the data's columns."""
         if self.prefetch < 1:
             return self._walk(step)
-        return _ahead(self._walk(step), self.prefetch)
+        return ahead(self._walk(step), self.prefetch)
 
     def batch(self, step: int) -> dict[str, Any]:
         """The batch of one step: this rank's slice of the global one."""
@@ -96,7 +96,7 @@ class Loader:
 _END = object()
 
 
-def _ahead(batches: Iterator[Any], depth: int) -> Iterator[Any]:
+def ahead(batches: Iterator[Any], depth: int) -> Iterator[Any]:
     """The same batches, made by a thread up to `depth` ahead. Its errors are raised here; it ends with the iterator."""
     made: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stop = threading.Event()

@@ -54,7 +54,7 @@ class Rows:
         where = index if self.index is None else self.index[index]
         batch: dict[str, Any] = {}
         for name, store in self.stores.items():
-            batch.update(_tensors(name, store[where] if not isinstance(store, list) else [store[i] for i in where]))
+            batch.update(tensors(name, store[where] if not isinstance(store, list) else [store[i] for i in where]))
         return batch | {"row": torch.from_numpy(index.copy())}
 
     def values(self, column: str) -> np.ndarray:
@@ -87,7 +87,8 @@ class Data:
     notes: list[str] = field(default_factory=list)  # what a user should know: skipped rows, the split, the fall-back
 
 
-def _tensors(name: str, values: Any) -> dict[str, Any]:
+def tensors(name: str, values: Any) -> dict[str, Any]:
+    """One column's values of a batch's rows, as the column is in a batch (and `length`, where rows are padded)."""
     out = COLUMNS[name].collate(values)
     if COLUMNS[name].padded:
         return {name: torch.from_numpy(out[0]), "length": torch.from_numpy(out[1])}
