@@ -48,16 +48,19 @@ def test_what_was_measured_differently_is_not_ranked():
         verdict(study)
 
 
+@pytest.mark.parametrize("width", [80, 200])
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_the_table_has_every_arm(seeds):
+def test_the_table_has_every_arm(seeds, width):
     from rich.console import Console
 
-    console = Console(width=220, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     study = made_up_study(seeds)
     study["rows"][0]["arm"] = study["baseline"] = "sim[bold]clr"  # markup in a name is text
     console.print(render_table(study))
     text = console.export_text()
-    assert all(r["arm"] in text for r in study["rows"]) and "0.8" in text
+    words = [word for r in study["rows"] for word in r["arm"].split()]
+    assert all(word in text for word in words) and "0.8" in text and "…" not in text
+    assert max(map(len, text.splitlines())) <= width
     assert ("One seed" in text) == (seeds == 1) and ("95 %" in text) == (seeds > 1)
     assert [count(n) for n in (0, 950, 12_345, 811_000_000)] == ["–", "950", "12 k", "811.00 M"]
 

@@ -31,9 +31,7 @@ def per_class(labels: np.ndarray, n: int, *, seed: int, draw: int = 0) -> np.nda
     for c in np.unique(labels):
         rows = order[labels[order] == c]
         if len(rows) < n:
-            raise NotanError(
-                f"class {c} has {len(rows)} labelled rows", f"{n} per class", "ask for fewer labels per class"
-            )
+            raise NotanError(f"class {c} has {len(rows)} labelled rows", f"{n} per class", "ask for fewer labels per class")
         chosen.append(rows[:n])
     return np.sort(np.concatenate(chosen))
 
@@ -83,7 +81,8 @@ def label_curve(
     labels, out = train_y.numpy(), {}
     for n in sorted({n for n in sizes if n <= len(labels)}):
         index = [some(labels, n, seed=seed, draw=d) for d in range(draws if n < len(labels) else 1)]
-        out[n] = _over_draws(index, f"{n:,} labels, uniformly drawn", seed, probe, train_x, train_y, test_x, test_y)
+        what = f"{n:,} labels, uniformly drawn" if n < len(labels) else ""
+        out[n] = _over_draws(index, what, seed, probe, train_x, train_y, test_x, test_y)
     return out
 
 
@@ -104,7 +103,7 @@ def _over_draws(
 ) -> dict[str, Any]:
     results = [probe(train_x[i], train_y[i], test_x, test_y) for i in map(torch.from_numpy, indices)]
     values = [r["accuracy"] for r in results]
-    notes = f"{what}, mean of {len(values)} draw{'s' * (len(values) > 1)} keyed by the seed"
+    notes = f"{what}, mean of {len(values)} draw{'s' * (len(values) > 1)} keyed by the seed" if what else ""
     return {
         "accuracy": float(np.mean(values)),
         "draws": values,

@@ -24,12 +24,10 @@ def maps(study: Study) -> str:
     used = np.unique(np.concatenate([np.asarray(m["label"]) for m in found.values()]))
     names, n = _classes(study), len(next(iter(found.values()))["label"])
     legend = "".join(
-        f'<li data-class="{c}"><i style="background:{colour(int(c))}"></i>{escape(_class(names, c))}</li>'
-        for c in used[:40]
+        f'<li data-class="{c}"><i style="background:{colour(int(c))}"></i>{escape(_class(names, c))}</li>' for c in used[:40]
     )
     cards = "".join(
-        f"<figure><h3>{escape(arm)}</h3>{figures.scatter(m['xy'], m['label'], arm)}</figure>"
-        for arm, m in found.items()
+        f"<figure><h3>{escape(arm)}</h3>{figures.scatter(m['xy'], m['label'], arm)}</figure>" for arm, m in found.items()
     )
     return (
         f'<p class="soft">The same {n:,} test rows in each map, coloured by class, which '
@@ -62,8 +60,9 @@ def tip(study: Study) -> str:
         return ""
     names = escape(json.dumps(list(_classes(study))), quote=True)
     sheet, cell, columns, n = "", 1, 1, 0
-    if study.get("thumbs") is not None:
-        small = figures.smaller(study["thumbs"], 32)
+    thumbs = next((m["thumbs"] for m in (study, *study["maps"].values()) if m.get("thumbs") is not None), None)
+    if thumbs is not None:
+        small = figures.smaller(thumbs, 32)
         n, cell, columns = len(small), max(small.shape[-2:]), 25
         square = np.full((n, small.shape[1], cell, cell), 128, np.uint8)
         square[:, :, : small.shape[-2], : small.shape[-1]] = small
@@ -93,13 +92,12 @@ def _strips(arm: str, found: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def _seen(arm: str, shown: Mapping[str, Any]) -> str:
-    out, n = "", max(len(x) for x in shown.values())
+    out = ""
     for name, images in shown.items():
         small = figures.smaller(images, 128)
-        scale = max(1, round(CRISP / max(small.shape[-2:])))  # so that the gap is thin beside the pictures
-        sheet = figures.montage(small.repeat(scale, -1).repeat(scale, -2), len(small), gap=4)
-        out += f'<span>{escape(name)}</span><img{_crisp(small)} src="{figures.png(sheet)}" alt="{escape(name)}">'
-    return f'<figure><h3>{escape(arm)}</h3><div class="seen" style="--n:{n}">{out}</div></figure>'
+        row = "".join(f'<img{_crisp(small)} src="{figures.png(x)}" alt="{escape(name)}">' for x in small)
+        out += f'<span>{escape(name)}</span><div style="--n:{len(small)}">{row}</div>'
+    return f'<figure><h3>{escape(arm)}</h3><div class="seen">{out}</div></figure>'
 
 
 def _crisp(images: np.ndarray) -> str:

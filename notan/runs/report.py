@@ -12,7 +12,8 @@ A study is a plain dict. Only `title` must be there; what is missing or empty ha
                   "metrics": {name: [per seed]}, "paired": {name: (mean, low, high)}}]; the first metric leads
     curves      {arm: [(step, loss), ...]}
     fractions   {arm: {number of labels: [per seed]}}
-    maps        {arm: {"xy": (N, 2), "label": int (N,)}}; thumbs: pictures of these N rows, optional, shown on hover
+    maps        {arm: {"xy": (N, 2), "label": int (N,)}}; "thumbs": pictures of these rows,
+                optional, shown on hover (in the first map, or in the study: the rows are the same in all maps)
     neighbours  {arm: {"query": (Q, C, H, W), "hits": (Q, K, C, H, W), "right": bool (Q, K),
                   "query_label": (Q,), "hit_label": (Q, K), both optional}}
     pictures    {arm: {name: (B, C, H, W)}}: views, masks, reconstructions, hardness
@@ -58,9 +59,7 @@ def write_report(path: str | Path, study: Mapping[str, Any]) -> Path:
     found = [(anchor, title, html) for anchor, title, draw in SECTIONS if (html := draw(study))]
     body = "".join(f'<section id="{a}"><h2>{escape(title)}</h2>{html}</section>\n' for a, title, html in found)
     links = "".join(f'<a href="#{a}">{escape(title)}</a>' for a, title, _ in found)
-    page = document(
-        str(study["title"]), _header(study) + f"<nav>{links}</nav>", body + gallery.tip(study), _footer(study)
-    )
+    page = document(str(study["title"]), _header(study) + f"<nav>{links}</nav>", body + gallery.tip(study), _footer(study))
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,15 +99,11 @@ def run_study(run: Any, pictures: Mapping[str, Any] | None = None) -> dict[str, 
 
 
 def _header(study: Mapping[str, Any]) -> str:
-    facts = [(k, v) for k, v in study.get("data", {}).items() if v not in (None, "", [], ())]
+    facts = [(k, v) for k, v in study.get("data", {}).items() if k != "notes" and v not in (None, "", [], ())]
     facts += [("seeds", len(mean_row))] if (mean_row := _values(study)) else []
     facts += [("time in all", _minutes(study["seconds"]))] if study.get("seconds") else []
     out = f"<h1>{escape(str(study['title']))}</h1>"
-    out += (
-        "<dl class='facts'>"
-        + "".join(f"<div><dt>{escape(str(k))}</dt><dd>{_fact(v)}</dd></div>" for k, v in facts)
-        + "</dl>"
-    )
+    out += "<dl class='facts'>" + "".join(f"<div><dt>{escape(str(k))}</dt><dd>{_fact(v)}</dd></div>" for k, v in facts) + "</dl>"
     if study.get("verdict"):
         out += "<ul class='verdict'>" + "".join(f"<li>{escape(v)}</li>" for v in study["verdict"]) + "</ul>"
     if study.get("notes"):

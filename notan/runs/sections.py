@@ -10,7 +10,7 @@ from typing import Any
 from notan.runs import figures
 from notan.runs.figures import Line, colour
 from notan.runs.statistics import leaders, mean, spread
-from notan.runs.table import count, difference, number, seconds
+from notan.runs.table import brief, count, difference, number, seconds
 
 Study = Mapping[str, Any]
 TEXT = ' class="text"'
@@ -61,8 +61,7 @@ def labels(study: Study) -> str:
     lines = []
     for arm, curve in (study.get("fractions") or {}).items():
         points = [
-            (n, mean(v), mean(v) - _spread(v), mean(v) + _spread(v))
-            for n, v in sorted((float(n), v) for n, v in curve.items())
+            (n, mean(v), mean(v) - _spread(v), mean(v) + _spread(v)) for n, v in sorted((float(n), v) for n, v in curve.items())
         ]
         lines.append(Line(arm, _colour(study, arm), points, dashed=_kind(study, arm) != "method"))
     chart = figures.line_chart(
@@ -121,24 +120,14 @@ def _cell(row: Mapping[str, Any], metric: str, best: bool, baseline: str | None)
         return out
     m, low, high = interval
     sign = "up" if low > 0 else "down" if high < 0 else ""
-    return out + f'<span class="{sign}">{_brief(m, low, high)}</span>'
-
-
-def _brief(m: float, low: float, high: float) -> str:
-    """+.011 [-.002, +.024]"""
-    text = f"{m:+.3f}" + ("" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]")
-    return text.replace("+0.", "+.").replace("-0.", "−.")
+    return out + f'<span class="{sign}">{brief(m, low, high)}</span>'
 
 
 def _key(study: Study, metrics: Sequence[str]) -> str:
     if not metrics:
         return ""
     n = max(len(v) for r in study["rows"] for v in r["metrics"].values())
-    what = (
-        f"Accuracy: mean ± standard deviation over {n} seeds"
-        if n > 1
-        else "Accuracy of one seed: no spread can be given"
-    )
+    what = f"Accuracy: mean ± standard deviation over {n} seeds" if n > 1 else "Accuracy of one seed: no spread can be given"
     base = f"; below, the paired difference to {escape(str(study['baseline']))}" if study.get("baseline") else ""
     interval = " with its 95 % t-interval, coloured when it excludes zero" if base and n > 1 else ""
     group = "of all" if study.get("across") else "of each encoder"
