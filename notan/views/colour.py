@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from notan.errors import NotanError
+from notan.views._exact import exact
 from notan.views.geometry import separable
 from notan.views.parts import parts
 from notan.views.random import bernoulli, permutation, uniform
@@ -77,7 +78,7 @@ def hue(pixels: Tensor, turn: Tensor) -> Tensor:
     return out
 
 
-@torch.no_grad()
+@exact
 def jitter(
     pixels: Tensor, key: Tensor, *, brightness: float, contrast: float, saturation: float, hue: float, p: float = 1.0
 ) -> Tensor:
@@ -150,7 +151,7 @@ def grayscale(pixels: Tensor, key: Tensor, p: float) -> Tensor:
     return out.index_copy_(0, rows, luma(pixels.index_select(0, rows)).expand(-1, 3, -1, -1))
 
 
-@torch.no_grad()
+@exact
 def blur(
     pixels: Tensor, key: Tensor, *, sigma: tuple[float, float] = (0.1, 2.0), p: float = 0.5, radius: int | None = None
 ) -> Tensor:

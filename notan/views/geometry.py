@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from notan.errors import NotanError
+from notan.views._exact import exact
 from notan.views.parts import parts
 from notan.views.random import integers, uniform
 
@@ -103,7 +104,7 @@ def separable(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
     return down[:, None] @ rows.view(b, c, h, across.shape[1])
 
 
-@torch.no_grad()
+@exact
 def resample(images: Tensor, affine: Tensor, size: int) -> Tensor:
     """Pixels (B, C, size, size) that `affine` (B, 2, 3) without shear reads from images, uint8 or floating."""
     if images.ndim != 4 or affine.shape != (len(images), 2, 3):
@@ -123,6 +124,7 @@ def crop(images: Tensor, boxes: Tensor, flip: Tensor | None, size: int) -> View:
     return View(resample(images, affine, size), affine)
 
 
+@exact
 def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
     """Whole images at size x size, or (height, width), antialiased; the shape is not kept in proportion."""
     height, width = (size, size) if isinstance(size, int) else size
@@ -145,6 +147,7 @@ def pad_crop(images: Tensor, key: Tensor, pad: int) -> View:
     return View(pixels, box_affine(torch.stack([x, y, x + 1, y + 1], dim=1)))
 
 
+@exact
 def cell_centres(affine: Tensor, grid: int | tuple[int, int]) -> Tensor:
     """Where the centres of a view's grid cells (rows, columns) lie in the image: (B, rows * columns, 2) as (x, y)."""
     rows, columns = (grid, grid) if isinstance(grid, int) else grid
