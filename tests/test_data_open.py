@@ -128,6 +128,8 @@ def test_unknown_names_are_answered(tmp_path):
         open_data(tmp_path / "x.pdf")
     with pytest.raises(NotanError, match="did you mean 'crop'"):
         open_data("digits", fit="crp")
+    with pytest.raises(NotanError, match="no columns to rename"):
+        open_data("digits", columns={"image": ""})
     with pytest.raises(NotanError, match="cache side"):
         open_data("digits", cache_side=0)
 

@@ -58,6 +58,8 @@ def read(spec: str, columns: Mapping[str, str] | None = None) -> Raw:
     sources = catalogue.sources()
     path = Path(spec).expanduser()
     if spec in sources:
+        if columns:
+            raise NotanError(f"{spec} is a built-in source: it has no columns to rename", "", "leave out --columns")
         return _source(spec, sources)
     if path.is_dir():
         return _folder(path.resolve(), columns)
