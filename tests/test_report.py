@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from made_up_study import made_up_study
 
 from notan.errors import NotanError
 from notan.runs.figures import Line, _log_ticks, _ticks, line_chart, montage, png, smaller, to_bytes
-from notan.runs.report import SECTIONS, write_report
+from notan.runs.report import SECTIONS, run_study, write_report
 
 HOSTILE = """<script>alert("x")</script>'"><img src=https://evil.example/x.png onerror=alert(1)>&amp;"""
 
@@ -126,6 +127,26 @@ def test_nan_scores_and_losses_do_not_break_the_page(tmp_path):
     study["curves"]["mae"] = [(0, float("nan")), (10, float("inf")), (20, 1.0), (30, 0.5)]
     study["fractions"]["mae"] = {100: [float("nan")] * 3}
     Page(written(tmp_path, study))
+
+
+def test_a_single_run_is_a_report_too(tmp_path):
+    class Run:
+        """What `run_study` asks of a run folder."""
+
+        path, summary, facts = tmp_path, {"seconds_in_all": 3.0, "peak_mb": 500.0}, {"parameters": {"encoder": 796_000}}
+        config = {"method": "mae", "towers": {"encoder": {"name": "vit", "dim": 128}}}  # noqa: RUF012
+        info = SimpleNamespace(name="digits", rows=1438, classes=("0", "1"))
+
+        def metrics(self):
+            alarm = {"step": 20, "alarm": "collapse", "message": "the embedding has collapsed"}
+            return [{"step": s, "loss": 1 / (s + 1), "probe_accuracy": 0.5 + s / 100} for s in (0, 10, 20)] + [alarm, alarm]
+
+    (tmp_path / "config.yaml").write_text("method: mae\n")
+    study = run_study(Run(), {"seen": torch.rand(2, 1, 8, 8)})
+    text = written(tmp_path, study)
+    Page(text)
+    assert text.count("the embedding has collapsed") == 1 and "vit:dim=128" in text and "0.700" in text
+    assert all(f'id="{a}"' in text for a in ("results", "training", "pictures", "config")) and 'id="maps"' not in text
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")

@@ -81,8 +81,8 @@ def run_study(run: Any, pictures: Mapping[str, Any] | None = None) -> dict[str, 
     row = {
         "arm": name,
         "kind": "method",
-        "encoder": str(run.config.get("encoder", "")),
-        "params": None,
+        "encoder": "; ".join(_tower(spec) for spec in run.config["towers"].values()),
+        "params": sum(run.facts.get("parameters", {}).get(name, 0) for name in run.config["towers"]),
         "seconds": run.summary.get("seconds_in_all"),
         "peak_mb": run.summary.get("peak_mb"),
         "metrics": {k.replace("_", " "): v for k, v in probes.items() if v},
@@ -96,6 +96,13 @@ def run_study(run: Any, pictures: Mapping[str, Any] | None = None) -> dict[str, 
         "pictures": {name: dict(pictures or {})},
         "config": (run.path / "config.yaml").read_text(),
     }
+
+
+def _tower(spec: Any) -> str:
+    """An encoder as `--encoder` takes it: vit:patch=4,dim=128."""
+    if not isinstance(spec, dict):
+        return str(spec)
+    return f"{spec['name']}:" + ",".join(f"{k}={v}" for k, v in spec.items() if k != "name")
 
 
 def _header(study: Mapping[str, Any]) -> str:
