@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -150,6 +151,8 @@ class ResNet(nn.Module):
 
     def stem(self, pixels: Tensor) -> Tensor:
         """Normalised pixels to the input of the first group, (B, width, ., .)."""
+        if pixels.device.type == "cpu" and self.config["norm"] == "batch":
+            pixels = pixels.contiguous(memory_format=torch.channels_last)       # a fifth faster; group norm is slower
         x = self.conv1(pixels)
         return self.maxpool(x if self.preact else F.relu(self.bn1(x), inplace=True))
 
