@@ -194,7 +194,11 @@ def _train(args: argparse.Namespace) -> None:
                     precision=args.precision, accumulate=args.accumulate, clip=args.clip, compile=args.compile,
                     threads=args.threads, resume=not args.fresh, probe_every=args.probe_every,
                     settings=_settings(args, entry), data_options=_data_options(args), console=_console())
-    print(f"Run: {run.path}")
+    if not (run.path / "report.html").exists():
+        from notan.runs.report import write_single
+
+        write_single(run)
+    print(f"run: {run.path}   report: {run.path / 'report.html'}   encoder: {run.path / 'encoder'}")
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from made_up_study import made_up_study
 
 from notan.errors import NotanError
 from notan.runs import study as studies
-from notan.runs.statistics import leaders, paired, spread, verdict
+from notan.runs.statistics import beyond, leaders, paired, spread, verdict
 from notan.runs.table import count, render_table
 
 
@@ -38,7 +38,7 @@ def test_only_methods_of_one_encoder_are_ranked():
     assert leaders(study["rows"], metric, across=True) == {"": "hpm"}
     lines = verdict(study)
     assert len(lines) == 8 and lines[0].startswith("ridge, 10,000 labels (vit 128x4/4): hpm leads with 0.8")
-    assert "to raw pixels" in lines[0] and "to random weights (vit)" in lines[0] and "resnet10" not in lines[0]
+    assert "beyond the spread) to raw pixels" in lines[0] and "random weights (vit)" in lines[0] and "resnet10" not in lines[0]
 
 
 def test_what_was_measured_differently_is_not_ranked():
@@ -125,3 +125,10 @@ def test_no_labels_is_said():
 
     with pytest.raises(NotanError, match="no labels to measure with; it has image"):
         studies.rowset(Unlabelled)
+
+
+def test_beyond_the_spread_needs_every_seed_and_both_spreads():
+    assert beyond([0.90, 0.91], [0.80, 0.81])
+    assert not beyond([0.90, 0.80], [0.79, 0.78])                       # one seed is near
+    assert not beyond([0.90, 0.91], [0.80, 0.905])
+    assert not beyond([0.9], [0.1])                                     # one seed has no spread

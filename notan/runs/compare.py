@@ -84,7 +84,7 @@ def compare(arms: list[str], data: str | Data = "fashion-mnist", *, out: str | P
     study["verdict"] = studies.verdict(study, across)
     _write(study, todo, out)
     console.print(studies.render_table(study))
-    for line in study["verdict"]:
+    for line in study["verdict"][:8]:
         console.print(line)
     console.print(f"\nreport: {out / 'report.html'}   encoders: {out / 'encoders'}   {study['seconds']:.0f} s in all")
     return study

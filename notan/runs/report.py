@@ -31,6 +31,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from notan.data import keys
 from notan.errors import NotanError
 from notan.runs import gallery, sections
 from notan.runs.page import document
@@ -96,6 +99,20 @@ def run_study(run: Any, pictures: Mapping[str, Any] | None = None) -> dict[str, 
         "pictures": {name: dict(pictures or {})},
         "config": (run.path / "config.yaml").read_text(),
     }
+
+
+def write_single(run: Any) -> Path:
+    """report.html of a finished run, in its folder, with what the method shows of eight test rows."""
+    import torch
+
+    from notan.data import open_data
+
+    method, pictures = run.method(), {}
+    if hasattr(method, "pictures"):
+        rows = open_data(run.settings.data, **(run.settings.data_options or {})).test
+        index = np.arange(min(8, len(rows)))
+        pictures = method.pictures({**rows.take(index), "key": torch.from_numpy(keys.row_keys(0, 0, index))})
+    return write_report(run.path / "report.html", run_study(run, pictures))
 
 
 def _tower(spec: Any) -> str:

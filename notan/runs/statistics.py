@@ -74,16 +74,22 @@ def verdict(study: dict[str, Any], across: bool = False) -> list[str]:
 
 def _sentence(rows: Sequence[dict[str, Any]], arm: str, metric: str, across: bool) -> str:
     row = next(r for r in rows if r["arm"] == arm)
-    values = row["metrics"][metric]
     others = [
         r for r in rows if r["kind"] != "method" and (across or r["kind"] == "pixels" or r["encoder"] == row["encoder"])
     ]
-    against = [f"{_difference(paired(values, r['metrics'][metric]))} to {r['arm']}" for r in others]
-    return "; ".join([f"{arm} leads with {mean(values):.3f}", *against]) + "."
+    against = [_against(row["metrics"][metric], r["metrics"][metric]) + f" {r['arm']}" for r in others]
+    return f"{arm} leads with {mean(row['metrics'][metric]):.3f}; " + ", ".join(against)
 
 
-def _difference(interval: Interval) -> str:
-    m, low, high = interval
-    if math.isnan(low):
-        return f"{m:+.3f}"
-    return f"{m:+.3f} ({low:+.3f} to {high:+.3f}{'' if low > 0 or high < 0 else ', not told apart'})"
+def beyond(values: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether every seed is above every seed of the other, by more than the two spreads together on average."""
+    if len(values) < 2:
+        return False
+    return min(values) > max(others) and mean(values) - mean(others) > spread(values) + spread(others)
+
+
+def _against(values: Sequence[float], others: Sequence[float]) -> str:
+    m = mean(values) - mean(others)
+    if len(values) < 2:
+        return f"{m:+.3f} to"
+    return f"{m:+.3f} ({'beyond' if beyond(values, others) or beyond(others, values) else 'within'} the spread) to"
