@@ -107,8 +107,8 @@ def cmim(better: float = 0.0, rival: float = -0.05, change: float = 0.01, inform
 
 def hpm(gain: float, noise: float = 0.002, rank: float = 0.7) -> dict:
     levels = {"mae": 0.7, "mae + prediction": 0.7, "hpm": 0.7 + gain, "hard from the start": 0.7, "mae, equal time": 0.72}
-    return {arm: {s: {"probe": spread(level, s, noise), "spearman": rank, "loss, hard masks": 0.5,
-                      "loss, random masks": 0.4, "object, hard masks": 0.6, "object, random masks": 0.4}
+    return {arm: {s: {"probe": spread(level, s, noise), "spearman": rank, "spearman, as trained": 0.7,
+                      "loss, hard masks": 0.5, "loss, random masks": 0.4, "object, hard masks": 0.6, "object, random masks": 0.4}
                   for s in range(5)} for arm, level in levels.items()}
 
 

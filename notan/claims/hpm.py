@@ -24,30 +24,33 @@ CLAIM = {
                 "ones, at equal steps.",
     "arms": ["mae", "mae + prediction", "hpm", "hard from the start", "mae, equal time"],
     "baseline": "mae",
-    "data": "Fashion-MNIST, 10,000 training pictures by key, 5,000 of them labelled for the probes; 5,000 test pictures",
+    "data": "Fashion-MNIST, 10,000 training pictures by key, 4,000 of them labelled for the probes; 4,000 test pictures",
     "metric": "probe",
-    "shown": ["probe", "knn", "ridge", "spearman", "loss, hard masks", "loss, random masks", "object, hard masks",
-              "object, random masks"],
+    "shown": ["probe", "knn", "ridge", "spearman", "spearman, as trained", "loss, hard masks", "loss, random masks",
+              "object, hard masks", "object, random masks"],
     "seeds": [0, 1, 2, 3, 4],
     "confirms": "hpm minus mae has a paired 95% interval above 0 and is positive in at least 4 of 5 seeds, and in every "
                 "seed the diagnostics hold: on held-out pictures the grades have a mean rank correlation above 0.5 "
                 "with the true losses, and patches hidden by grade are painted worse than random ones.",
     "refutes": "The interval of hpm minus mae lies below 0, or a diagnostic fails in most seeds. Anything else is open.",
     "protocol": "ViT of 4 blocks, width 96, 4 heads, patch 4 (49 patches), mean of patches as the feature. Decoders "
-                "of one block of 64, raw-pixel targets, mask ratio 0.75, crops from 20%, mirrored. AdamW 1e-3, "
-                "betas 0.9 and 0.95, decay 0.05, 10% warm-up then cosine, batch 128, 500 steps, bf16 autocast. mae "
+                "of two blocks of 64, raw-pixel targets, mask ratio 0.75, crops from 20%, mirrored. AdamW 1e-3, "
+                "betas 0.9 and 0.95, decay 0.05, 10% warm-up then cosine, batch 128, 350 steps, bf16 autocast. mae "
                 "+ prediction: the second decoder, masks random. hpm: the hard share grows to 0.5, the teacher's "
                 "decay is stretched to the run. hard from the start: a share of 0.5 throughout. mae, equal time: "
-                "2.25 times the steps of mae, the ratio of hpm's time a step to mae's, measured beforehand. probe: "
-                "mean test accuracy of weighted 20-NN and the closed-form ridge probe on frozen features. spearman: "
-                "mean over 1,000 held-out pictures of the rank correlation of the teacher's grades with the losses "
-                "of 37 randomly hidden patches. object: share of hidden patches with at least half of their pixels "
-                "not background; hard masks have a share of 0.5.",
+                "twice the steps of mae, the ratio of hpm's time a step to mae's, measured beforehand. probe: mean "
+                "test accuracy of weighted 20-NN and the closed-form ridge probe on frozen features. spearman: mean "
+                "over 1,000 held-out pictures of the rank correlation of the teacher's grades with the losses of 37 "
+                "randomly hidden patches; as trained: of the student's grades of those patches while they are "
+                "hidden. object: share of hidden patches with at least half of their pixels not background; hard "
+                "masks have a share of 0.5. The rule for the verdict was written first; depth of the decoders, "
+                "rows, steps, ratio and the second correlation were settled after pilots with seed 100, in which "
+                "hpm was behind mae and the grades did not follow the losses.",
     "methods": ["hpm", "mae"],
-    "minutes": 20,
+    "minutes": 25,
 }
 
-DECODER: dict[str, Any] = {"decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 4, "norm_pix": False}
+DECODER: dict[str, Any] = {"decoder_dim": 64, "decoder_depth": 2, "decoder_heads": 4, "norm_pix": False}
 METHODS: dict[str, Callable[[ViT], nn.Module]] = {
     "mae": lambda vit: MAE(vit, **DECODER),
     "mae + prediction": lambda vit: HPM(vit, hard_start=0.0, hard_end=0.0, ema="scaled", **DECODER),
@@ -55,16 +58,16 @@ METHODS: dict[str, Callable[[ViT], nn.Module]] = {
     "hard from the start": lambda vit: HPM(vit, hard_start=0.5, hard_end=0.5, ema="scaled", **DECODER),
     "mae, equal time": lambda vit: MAE(vit, **DECODER),
 }
-STEPS, RATIO = 500, 2.25
+STEPS, RATIO = 350, 2.0
 
 
 def run(arm: str, seed: int, quick: bool) -> dict[str, float]:
     data = open_data("fashion-mnist")
-    train, test = small(data, 500 if quick else 10_000, 200 if quick else 5_000)
+    train, test = small(data, 500 if quick else 10_000, 200 if quick else 4_000)
     steps = 4 if quick else round(STEPS * (RATIO if arm == "mae, equal time" else 1))
     method = fit(built(seed, lambda: METHODS[arm](_vit(data.info))), train, steps=steps, batch=32 if quick else 128, lr=1e-3,
                  seed=seed, bf16=True)
-    found = probes(method.encode, subset(train, 5_000), test)
+    found = probes(method.encode, subset(train, 4_000), test)
     found["probe"] = (found["knn"] + found["ridge"]) / 2
     return found | (diagnostics(method, subset(test, 1_000), seed) if isinstance(method, HPM) else {})
 
@@ -83,9 +86,9 @@ def diagnostics(method: HPM, rows: Rows, seed: int) -> dict[str, float]:
     random = random_mask(key, method.encoder.tokens, method.mask_ratio)
     hard = guided_mask(key, s, method.mask_ratio, 0.5)
     object_ = (patchify(x, method.encoder.patch) > 0).float().mean(-1) >= 0.5          # (B, N)
-    l = _losses(method, x, random)
+    l, p = _losses(method, x, random), _predicted(method, x, random)
     return {
-        "spearman": float(spearman(s[random].view_as(l), l).mean()),
+        "spearman": float(spearman(s[random].view_as(l), l).mean()), "spearman, as trained": float(spearman(p, l).mean()),
         "loss, hard masks": float(_losses(method, x, hard).mean()), "loss, random masks": float(l.mean()),
         "object, hard masks": float(object_[hard].float().mean()),
         "object, random masks": float(object_[random].float().mean()),
@@ -96,6 +99,11 @@ def _losses(method: HPM, x: Tensor, mask: Tensor) -> Tensor:
     """How badly each hidden patch is painted, raster order: (B, M)."""
     seen = method.tokens(method.encoder(x, mask), mask)
     return masked_mse(method.reconstructor(seen, last=method.hidden), method.target(x, mask))
+
+
+def _predicted(method: HPM, x: Tensor, mask: Tensor) -> Tensor:
+    """The student's grades of hidden patches, from the others: what equation 6 trains (B, M)."""
+    return method.predictor(method.tokens(method.encoder(x, mask), mask), last=method.hidden).mean(-1)
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
@@ -120,7 +128,9 @@ def judge(values: Values) -> tuple[str, str]:
         f"Probe accuracy in points: hpm minus mae {points['hpm']}, positive in {positive} of {seeds} seeds; minus mae at "
         f"equal time {points['longer']}. Prediction alone {points['mae + prediction']}, hard from the start "
         f"{points['hard from the start']}. Grades follow losses with a rank correlation of "
-        f"{mean(values, 'hpm', 'spearman'):.2f}; patches hidden by grade are painted with "
+        f"{mean(values, 'hpm', 'spearman'):.2f} when the teacher sees the whole picture, as the paper asks it, and of "
+        f"{mean(values, 'hpm', 'spearman, as trained'):.2f} when the graded patches are hidden, as it was trained; "
+        f"patches hidden by grade are painted with "
         f"{mean(values, 'hpm', 'loss, hard masks'):.3f} against {mean(values, 'hpm', 'loss, random masks'):.3f}, and "
         f"{100 * mean(values, 'hpm', 'object, hard masks'):.0f}% of them lie on the object against "
         f"{100 * mean(values, 'hpm', 'object, random masks'):.0f}%.")
