@@ -239,9 +239,12 @@ def test_a_missing_column_is_named(slug, tmp_path, digits):
 
 @pytest.mark.parametrize("slug", TRAINED)
 def test_it_learns_above_its_floor(slug, tmp_path, digits):
-    """What the CARD promises after a few seconds on digits, by a ridge probe or by a term that the method logs."""
+    """What the CARD promises after a few seconds on digits: a ridge probe, or a term that the method logs.
+
+    `random` is what it gives before training; whether more or less is better follows from the two numbers.
+    """
     floor = catalogue.method(slug).card["floor"]
-    assert floor["value"] > floor["random"] > 0, "the floor has not been measured"
+    assert floor["value"] != floor["random"], "the floor has not been measured"
     run = train(slug, floor["data"], out=tmp_path / "run", steps=floor["steps"], batch=64, threads=2, precision="fp32")
     if floor["metric"] == "ridge":
         rows = study.rowset(digits)
@@ -249,4 +252,5 @@ def test_it_learns_above_its_floor(slug, tmp_path, digits):
         value = ridge(x[0], rows.train_y, x[1], rows.test_y)["accuracy"]
     else:
         value = [r for r in run.metrics() if floor["metric"] in r][-1][floor["metric"]]
-    assert value >= floor["value"], f"{slug} reached {value:.3f}"
+    ahead = (value - floor["value"]) * (floor["value"] - floor["random"])
+    assert ahead >= 0, f"{slug} reached {value:.3f}, its floor is {floor['value']}"

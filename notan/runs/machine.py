@@ -73,12 +73,14 @@ def asked_ranks() -> int:
 
 
 def choose_precision(asked: str) -> str:
-    """"auto" is bf16 on a GPU with native bf16, fp32 elsewhere."""
+    """"auto" is bf16 where the hardware multiplies it natively (recent GPUs, CPUs with AMX tiles), fp32 elsewhere."""
     if asked not in ("auto", "fp32", "bf16"):
         raise NotanError(f"precision {asked!r}", "auto, fp32 or bf16")
     if asked != "auto":
         return asked
-    return "bf16" if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0) else "fp32"
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"
+    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"     # twice the samples/s of fp32 for our small ViT
 
 
 @contextlib.contextmanager
