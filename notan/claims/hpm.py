@@ -63,8 +63,8 @@ STEPS, RATIO = 350, 2.0
 
 def run(arm: str, seed: int, quick: bool) -> dict[str, float]:
     data = open_data("fashion-mnist")
-    train, test = small(data, 500 if quick else 10_000, 200 if quick else 4_000)
-    steps = 4 if quick else round(STEPS * (RATIO if arm == "mae, equal time" else 1))
+    train, test = small(data, 250 if quick else 10_000, 100 if quick else 4_000)
+    steps = 2 if quick else round(STEPS * (RATIO if arm == "mae, equal time" else 1))
     method = fit(built(seed, lambda: METHODS[arm](_vit(data.info))), train, steps=steps, batch=32 if quick else 128, lr=1e-3,
                  seed=seed, bf16=True)
     found = probes(method.encode, subset(train, 4_000), test)
