@@ -22,7 +22,6 @@ docs: $(VENV)/.installed
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/views.py
-	$(BIN)/python benchmarks/compare_profile.py
 
 # Peers that need torchvision live in an environment of their own: an importable-looking but broken torchvision
 # beside a CPU build of torch breaks transformers too.

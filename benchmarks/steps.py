@@ -196,6 +196,7 @@ def contest(task: str, makers: dict[str, Make], batch: int, turns: int, bf16: bo
     steps = {name: step for name, (_, step) in built.items()} | {FLOOR: matrix_product()}
     times = measure({name: partial(step, bf16) for name, step in steps.items()}, turns, seconds=1.0)
     rates = [2 * SIDE**3 / t for t in times[FLOOR]]
+    load = round(os.getloadavg()[0], 1)
     setting = {"task": task, "precision": "bf16" if bf16 else "fp32", "threads": torch.get_num_threads(), "batch": batch}
     rows: list[dict] = []
     for name, (module, step) in built.items():
@@ -204,7 +205,7 @@ def contest(task: str, makers: dict[str, Make], batch: int, turns: int, bf16: bo
         work = flops(step)
         share = statistics.median(work / t / rate for t, rate in zip(times[name], rates))
         rows.append(setting | {
-            "library": name, "turns": turns, "parameters": sum(p.numel() for p in module.parameters()),
+            "library": name, "turns": turns, "load_before": load, "parameters": sum(p.numel() for p in module.parameters()),
             "samples_per_second": round(median, 1), "quartiles": [round(low, 1), round(high, 1)],
             "notan_is": round(statistics.median(ratios), 2),
             "notan_is_quartiles": [round(q, 2) for q in statistics.quantiles(ratios, n=4)[::2]],
@@ -232,30 +233,40 @@ def describe() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {"cpu": model, "cores": os.cpu_count(), "capability": torch.backends.cpu.get_cpu_capability(),
-            "load_at_start": round(os.getloadavg()[0], 2), "python": platform.python_version(), **versions}
+            "python": platform.python_version(), **versions}
+
+
+def write(rows: list[dict]) -> None:
+    """Put one contest's rows in the place of its earlier ones; rows measured on another machine or version go."""
+    def contest_of(row: dict) -> tuple:
+        return row["task"], row["precision"], row["threads"]
+
+    machine = describe()
+    old = json.loads(OUT.read_text()) if OUT.exists() else {"machine": None}
+    kept = [r for r in old["rows"] if contest_of(r) != contest_of(rows[0])] if old["machine"] == machine else []
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(json.dumps({"machine": machine, "notes": NOTES, "rows": kept + rows}, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     args = parser.parse_args()
     make_torchvision_importable()
-    machine, rows = describe(), []
     for threads in args.threads:
         torch.set_num_threads(threads)
-        for bf16 in (False, True):
+        for bf16 in (p == "bf16" for p in args.precisions):
             for task, s in SIZES.items():
                 pixels = torch.rand(s.batch, 3, s.side, s.side, generator=torch.Generator().manual_seed(0))
                 makers = {"notan": mae_ours, "vit-pytorch": mae_vit_pytorch, "transformers": mae_transformers}
                 ready = {name: partial(make, s, pixels) for name, make in makers.items()}
-                rows += contest(task, ready, s.batch, args.turns, bf16)
+                write(contest(task, ready, s.batch, args.turns, bf16))
             for task, (side, batch) in PICTURES.items():
                 x1, x2 = torch.rand(2, batch, 3, side, side, generator=torch.Generator().manual_seed(0))
                 pair = {"notan": partial(simclr_ours, x1, x2), "lightly": partial(simclr_lightly, x1, x2)}
-                rows += contest(task, pair, batch, args.turns, bf16)
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps({"machine": machine, "notes": NOTES, "rows": rows}, indent=1) + "\n")
+                write(contest(task, pair, batch, args.turns, bf16))
 
 
 if __name__ == "__main__":
