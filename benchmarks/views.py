@@ -14,6 +14,7 @@ parameters per call, so its row goes through the batch image by image.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import time
@@ -103,7 +104,7 @@ def measure(views: dict[str, Make], images: Tensor, turns: int) -> dict[str, lis
     return seconds
 
 
-def describe() -> dict[str, str | int]:
+def describe() -> dict[str, str | int | float]:
     """The machine, without its name."""
     model = platform.processor()
     try:
@@ -111,7 +112,7 @@ def describe() -> dict[str, str | int]:
         model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    about: dict[str, str | int] = {"cpu": model, "cores": torch.get_num_threads()}
+    about: dict[str, str | int | float] = {"cpu": model, "cores": torch.get_num_threads()}
     about |= {"capability": torch.backends.cpu.get_cpu_capability(), "python": platform.python_version()}
     about["torch"] = torch.__version__
     for name in ("kornia", "torchvision"):
@@ -122,8 +123,25 @@ def describe() -> dict[str, str | int]:
     return about
 
 
+def busy(seconds: float = 2.0) -> float:
+    """Cores that other work keeps busy, over this time (Linux; elsewhere -1)."""
+    try:
+        before = _ticks()
+        time.sleep(seconds)
+        return round((_ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds, 2)
+    except (OSError, ValueError):
+        return -1.0
+
+
+def _ticks() -> int:
+    """Clock ticks spent outside idle and waiting, by all processes."""
+    user, nice, system = Path("/proc/stat").read_text().split(maxsplit=4)[1:4]
+    return int(user) + int(nice) + int(system)
+
+
 def main() -> None:
-    machine = describe()
+    machine = describe() | {"busy_cores_before": busy()}
+    print(f"{machine['busy_cores_before']} of {machine['cores']} cores busy with other work: run this on a quiet machine")
     table = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -135,12 +153,14 @@ def main() -> None:
                 rates = [BATCH / s for s in runs]
                 low, median, high = statistics.quantiles(rates, n=4)
                 ratio = statistics.median(s / r for s, r in zip(runs, seconds["notan"]))
-                row = {"threads": threads, "pixels": size, "library": name, "turns": len(runs)}
+                row: dict[str, object] = {"threads": threads, "pixels": size, "library": name, "turns": len(runs)}
                 row |= {"views_per_second": round(median), "quartiles": [round(low), round(high)]}
                 row["notan_is"] = round(ratio, 2)
                 table.append(row)
-                print(f"{threads} threads  {size:3d} px  {name:12s} {median:9.0f} views/s  ({low:.0f} to {high:.0f})"
-                      f"   notan is {ratio:.2f} x")
+                spread = f"({low:.0f} to {high:.0f})"
+                rate = f"{median:9.0f} views/s {spread:18s}"
+                print(f"{threads} threads {size:3d} px {name:12s} {rate} notan is {ratio:.2f} x", flush=True)
+    machine["busy_cores_after"] = busy()
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps({"batch": BATCH, "machine": machine, "rows": table}, indent=1) + "\n")
 
