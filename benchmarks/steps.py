@@ -7,7 +7,8 @@ all sides, because `views.py` times them. Widths, depths, heads, mask ratio, bat
 otherwise is in `NOTES`. All contestants run in one process, in turn, in an order that rotates, so that a busy machine
 slows them alike; one of them is a plain matrix product, the floor. The table gives the median and quartiles of samples
 per second, the median of the ratios within each turn, and how much of the matrix product's rate the step's own matrix
-products and convolutions reach. fp32 is plain, bf16 is autocast around the forward pass. Written to
+products and convolutions reach. fp32 is plain, bf16 is autocast around the forward pass. One
+thread, because two threads that wait for each other on a shared machine measure its neighbours. Written to
 benchmarks/results/steps.json.
 """
 
@@ -250,7 +251,7 @@ def write(rows: list[dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="more than 1 only on a quiet machine")
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     args = parser.parse_args()
