@@ -1,0 +1,102 @@
+"""The main job, probing, listing and the doctor, through the command line on scikit-learn's digits."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from notan import cli
+from notan.nets.build import load_encoder
+
+ARMS = ["compare", "simclr", "mae:mask_ratio=0.5", "--data", "digits", "--steps", "3", "--batch", "32", "--threads", "1",
+        "--encoder", "vit:image_size=16,patch=4,dim=32,depth=1,heads=2", "--probe-rows", "300"]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compare") / "out"
+    assert cli.main([*ARMS, "--seeds", "2", "--out", str(out)]) == 0
+    return out
+
+
+def test_compare_writes_a_table_a_report_and_encoders(compared):
+    study = json.loads((compared / "study.json").read_text())
+    names = [r["arm"] for r in study["rows"]]
+    assert names[:4] == ["raw pixels", "simclr", "mae:mask_ratio=0.5", "supervised"]
+    assert len(names) == 5 and names[4].startswith("random weights")
+    for row in study["rows"]:
+        assert all(len(v) == 2 and min(v) > 0 and max(v) <= 1 for v in row["metrics"].values())
+    assert len({tuple(r["metrics"]) for r in study["rows"]}) == 1
+    assert "</html>" in (compared / "report.html").read_text()
+    assert load_encoder(compared / "encoders" / "mae-mask_ratio=0.5").dim == 32
+
+
+def test_the_same_command_again_trains_nothing(compared):
+    states = {p: p.stat().st_mtime_ns for p in (compared / "runs").rglob("model.safetensors")}
+    before = json.loads((compared / "study.json").read_text())["rows"]
+    assert cli.main([*ARMS, "--seeds", "2", "--out", str(compared)]) == 0
+    assert states == {p: p.stat().st_mtime_ns for p in (compared / "runs").rglob("model.safetensors")}
+    assert json.loads((compared / "study.json").read_text())["rows"] == before
+
+
+def test_one_seed_is_valid_json_without_intervals(tmp_path):
+    assert cli.main([*ARMS, "--seeds", "1", "--no-supervised", "--out", str(tmp_path / "c")]) == 0
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    study = json.loads((tmp_path / "c" / "study.json").read_text(), parse_constant=refuse)
+    assert study["rows"][0]["paired"]["ridge, 300 labels"][1] == "nan"
+
+
+@pytest.mark.parametrize("protocol", ["ridge", "knn", "logistic", "fewshot", "finetune"])
+def test_probe(compared, protocol, capsys):
+    run = compared / "runs" / "simclr" / "seed0"
+    assert cli.main(["probe", str(run), "--protocol", protocol, "--rows", "300", "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results and all(0 < r["accuracy"] <= 1 and "rows" in r["protocol"] for r in results.values())
+
+
+def test_doctor_says_a_run_is_well_and_an_unfinished_one_is_not(compared, capsys):
+    run = compared / "runs" / "simclr" / "seed0"
+    assert cli.main(["doctor", str(run)]) == 0
+    assert "simclr on digits, seed 0" in capsys.readouterr().out
+    metrics = run / "metrics.jsonl"
+    text = metrics.read_text()
+    metrics.write_text(text[: text.index("\n") + 1])
+    assert cli.main(["doctor", str(run)]) == 0 and "not finished" in capsys.readouterr().out
+    metrics.write_text(text)
+
+
+@pytest.mark.parametrize("what", ["methods", "data", "claims"])
+def test_list(what, capsys):
+    assert cli.main(["list", what]) == 0
+    assert {"methods": "hpm", "data": "digits", "claims": "pixpro"}[what] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["compare", "simclr", "--data", "no/such/place"], "no/such/place"),
+    (["compare", "simclr", "--data", "digits", "--baseline", "mae"], "'mae' is not an arm"),
+    (["compare", "simclr", "--data", "digits", "--seeds", "0"], "--seeds 0"),
+    (["compare", "random", "--data", "digits"], "does not train"),
+    (["probe", "no/such/run"], "does not say what data"),
+    (["probe", "no/such/run", "--data", "digits"], "holds no encoder"),
+    (["doctor", "no/such/place"], "no/such/place"),
+    (["train"], "no method was named"),
+    (["claim", "nothing"], "nothing"),
+    (["export", "no/such/run"], "no/such/run"),
+])
+def test_bad_input_is_named_with_a_fix(argv, says, capsys):
+    assert cli.main(argv) == 1
+    shown = capsys.readouterr()
+    assert says in shown.err + shown.out and "fix" in shown.err + shown.out
+
+
+def test_one_class_cannot_be_compared(tmp_path, capsys):
+    (tmp_path / "cats").mkdir()
+    for i in range(8):
+        pixels = np.random.default_rng(i).integers(0, 255, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "cats" / f"{i}.png")
+    assert cli.main(["compare", "simclr", "--data", str(tmp_path), "--batch", "4"]) == 1
+    assert "label" in capsys.readouterr().err
