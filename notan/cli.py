@@ -71,7 +71,8 @@ def _data_flags(p: argparse.ArgumentParser, default: str | None = "fashion-mnist
     g = p.add_argument_group("data")
     g.add_argument("--data", default=default, help=DATA_HELP + " (default: %(default)s)")
     g.add_argument("--column", action="append", default=[], metavar="THEIRS=OURS", help="rename a column, e.g. photo=image")
-    g.add_argument("--cache-side", type=int, metavar="PX", help="side of the cached pictures (default: 1.15x the training side)")
+    g.add_argument("--cache-side", type=int, metavar="PX",
+                   help="side of the cached pictures (default: 96, never above their median side)")
     g.add_argument("--fit", choices=["crop", "pad", "squash"], default="crop", help="how pictures become square")
     g.add_argument("--cache-limit-gb", type=float, default=8.0, help="beyond it pictures are decoded on the fly")
 
@@ -276,11 +277,9 @@ def _console() -> Any:
 
 
 def _complain(error: NotanError) -> None:
-    print(f"notan: {error.seen.rstrip('.')}.", file=sys.stderr)
-    if error.wanted:
-        print(f"  wanted: {error.wanted.rstrip('.')}", file=sys.stderr)
-    if error.fix:
-        print(f"  fix:    {error.fix.rstrip('.')}", file=sys.stderr)
+    for name, text in (("notan: ", error.seen), ("  wanted: ", error.wanted), ("  fix:    ", error.fix)):
+        if text:
+            print(name + text.rstrip(".") + ("" if text.endswith("?") else "."), file=sys.stderr)
 
 
 if __name__ == "__main__":

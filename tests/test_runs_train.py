@@ -347,3 +347,20 @@ class _Twice(torch.nn.Module):
         with torch.no_grad():
             self.linear(x)
         return self.linear(x)
+
+
+def test_a_minutes_budget_is_timed_as_the_last_steps(tmp_path, monkeypatch):
+    """Some methods cost more towards the end (HPM's teacher starts late): the first steps would promise too many."""
+    seen = []
+    real = Stepper.backward
+
+    def backward(self, batch, progress):
+        seen.append((self.config.steps, progress))
+        return real(self, batch, progress)
+
+    monkeypatch.setattr(Stepper, "backward", backward)
+    train("toy", toy.data(), out=tmp_path / "r", minutes=0.002, threads=1)
+    timed = [p for steps, p in seen if steps is None]
+    assert timed and all(p.fraction > 0.99 and p.epoch == p.epochs - 1 for p in timed)
+    taken = [p.step for steps, p in seen if steps is not None]
+    assert taken == list(range(len(taken)))

@@ -35,6 +35,8 @@ RECIPES = {"small": {
 class Toy(nn.Module):
     """Paints hidden patches.
 
+    dropout: of the visible tokens.
+    decay: of the teacher.
     sick: what is wrong with it.
     """
 

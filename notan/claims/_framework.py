@@ -18,7 +18,6 @@ import ast
 import hashlib
 import importlib.util
 import json
-import math
 import os
 import platform
 import time
@@ -35,6 +34,7 @@ from urllib.parse import quote
 from notan import catalogue
 from notan.claims._statistics import Values, paired, summary
 from notan.errors import NotanError, did_you_mean
+from notan.runs.statistics import finite
 
 KEYS = ("sentence", "arms", "data", "metric", "seeds", "confirms", "refutes", "protocol", "minutes")
 VERDICTS = ("confirmed", "refuted", "open")
@@ -176,17 +176,8 @@ def _target(slug: str, out: str | Path | None) -> Path:
 def _write(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+    part.write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
     part.replace(path)
-
-
-def _finite(x: Any) -> Any:
-    """NaN and infinity as the strings "nan", "inf", "-inf", which `float` reads: JSON has neither."""
-    if isinstance(x, float) and not math.isfinite(x):
-        return str(x)
-    if isinstance(x, dict):
-        return {k: _finite(v) for k, v in x.items()}
-    return [_finite(v) for v in x] if isinstance(x, (list, tuple)) else x
 
 
 def _without_judge(tree: ast.Module) -> ast.Module:

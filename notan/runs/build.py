@@ -25,11 +25,7 @@ def build_method(config: Config, info: DataInfo) -> nn.Module:
     `NotanError` when the data lacks a column the method needs, or a tower is not of the kind it needs.
     """
     entry = catalogue.method(config.method)
-    missing = [c for c in entry.card["needs"] if c not in info.columns]
-    if missing:
-        raise NotanError(f"{config.method} needs the column {missing[0]!r}; {info.name} has {', '.join(info.columns)}",
-                         ", ".join(entry.card["needs"]),
-                         "rename a column (--column theirs=ours), or choose a method for what there is (`notan list`)")
+    check_columns(entry, info)
     cls = getattr(import_module(f"notan.methods.{config.method}"), entry.cls)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -38,6 +34,15 @@ def build_method(config: Config, info: DataInfo) -> nn.Module:
             _check_kind(config, tower, asked)
         known = {"data": info} if "data" in inspect.signature(cls.__init__).parameters else {}
         return cls(*towers, **config.settings, **known).train()
+
+
+def check_columns(entry: catalogue.Entry, info: DataInfo) -> None:
+    """Raises `NotanError` that names the first column the method needs and the data lacks."""
+    missing = [c for c in entry.card["needs"] if c not in info.columns]
+    if missing:
+        raise NotanError(f"{entry.slug} needs the column {missing[0]!r}; {info.name} has {', '.join(info.columns)}",
+                         ", ".join(entry.card["needs"]),
+                         "rename a column (--column theirs=ours), or choose a method for what there is (`notan list`)")
 
 
 def info_from(record: dict[str, Any]) -> DataInfo:

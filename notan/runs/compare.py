@@ -17,17 +17,19 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from notan import __version__, catalogue
 from notan.data import Data, open_data
 from notan.errors import NotanError, did_you_mean
 from notan.probes.features import pixels
 from notan.runs import study as studies
+from notan.runs.build import check_columns
 from notan.runs.checkpoint import write_text
 from notan.runs.folder import Run
 from notan.runs.report import write_report
+from notan.runs.statistics import finite
 from notan.runs.train import train
-from notan.runs.watch import side_by_side
 
 MINUTES = 0.6                                                           # per arm and seed, when no budget is given
 
@@ -67,7 +69,7 @@ def compare(arms: list[str], data: str | Data = "fashion-mnist", *, out: str | P
     baseline = baseline or todo[0].label
     rows = studies.rowset(opened, probe_rows)
     _check(todo, opened, baseline, seeds)
-    todo += _references(todo, opened, supervised, encoder)
+    todo += _references(todo, opened, supervised, encoder, recipe)
     budget = {"steps": steps, "epochs": epochs, "minutes": minutes if steps or epochs or minutes else MINUTES}
     for seed in range(seeds):
         for arm in todo:
@@ -84,7 +86,7 @@ def compare(arms: list[str], data: str | Data = "fashion-mnist", *, out: str | P
     study["verdict"] = studies.verdict(study, across)
     _write(study, todo, out)
     console.print(studies.render_table(study))
-    for line in study["verdict"][:8]:
+    for line in study["verdict"]:
         console.print(line)
     console.print(f"\nreport: {out / 'report.html'}   encoders: {out / 'encoders'}   {study['seconds']:.0f} s in all")
     return study
@@ -104,21 +106,19 @@ def _check(arms: list[Arm], data: Data, baseline: str, seeds: int) -> None:
     if seeds < 1:
         raise NotanError(f"--seeds {seeds}", "at least 1", "--seeds 2")
     for arm in arms:
-        missing = [c for c in catalogue.method(arm.slug).card["needs"] if c not in data.info.columns]
-        if missing:
-            raise NotanError(
-                f"{arm.slug} needs the column {missing[0]!r}; {data.info.name} has {', '.join(data.info.columns)}",
-                ", ".join(catalogue.method(arm.slug).card["needs"]), "leave it out, or rename a column with --column")
+        check_columns(catalogue.method(arm.slug), data.info)
 
 
-def _references(arms: list[Arm], data: Data, supervised: bool, encoder: str | None) -> list[Arm]:
+def _references(arms: list[Arm], data: Data, supervised: bool, encoder: str | None,
+                recipe: str) -> list[Arm]:
     """The supervised row, and random weights for each encoder that the arms use."""
     found: list[Arm] = []
     if supervised and len(data.info.classes) > 1 and all(arm.slug != "supervised" for arm in arms):
         found.append(Arm("supervised", "supervised", {}, "supervised"))
     specs: dict[str, Any] = {}
     for arm in arms + found:
-        spec = encoder or catalogue.method(arm.slug).recipes["small"]["encoder"]
+        recipes = catalogue.method(arm.slug).recipes
+        spec = encoder or recipes.get(recipe, recipes["small"])["encoder"]
         specs.setdefault(json.dumps(spec, sort_keys=True), spec)
     for i, spec in enumerate(specs.values()):
         name = spec["name"] if isinstance(spec, dict) else spec
@@ -144,13 +144,7 @@ def _measure(arms: list[Arm], data: Data, rows: studies.Rowset, baseline: str, c
             status.update(f"probing {label}")
             results = []
             for seed in range(seeds):
-                if arm is None:
-                    x = raw
-                else:
-                    method: Any = arm.runs[seed].method()
-                    x = studies.embed(_encoder(method), data, rows)
-                    if seed == 0:
-                        _picture(study, arm, method, x, data, rows)
+                x = raw if arm is None else _features(study, arm, seed, data, rows)
                 results.append(studies.probe(*x, rows, seed))
             protocols |= results[0]["protocols"]
             study["rows"].append(_row(label, kind, arm, results, raw[0].shape[1]))
@@ -164,8 +158,13 @@ def _measure(arms: list[Arm], data: Data, rows: studies.Rowset, baseline: str, c
     return study
 
 
-def _encoder(method: Any) -> Any:
-    return lambda batch: side_by_side(method.encode(batch))
+def _features(study: dict[str, Any], arm: Arm, seed: int, data: Data, rows: studies.Rowset) -> tuple[Tensor, Tensor]:
+    """What the probes see of one run; the first seed's pictures go into the study."""
+    method: Any = arm.runs[seed].method()
+    x = studies.embed(method.encode, data, rows)
+    if seed == 0:
+        _picture(study, arm, method, x, data, rows)
+    return x
 
 
 def _row(label: str, kind: str, arm: Arm | None, results: list[dict], width: int) -> dict[str, Any]:
@@ -213,7 +212,7 @@ def _write(study: dict[str, Any], arms: list[Arm], out: Path) -> None:
     kept = ("title", "baseline", "seeds", "data", "rows", "fractions", "metrics", "protocols", "verdict", "seconds", "notes",
             "versions")
     numbers = {k: study[k] for k in kept}
-    write_text(out / "study.json", json.dumps(numbers, indent=1))
+    write_text(out / "study.json", json.dumps(finite(numbers), indent=1, allow_nan=False))
     for arm in arms:
         if arm.kind != "random":
             row = next(r for r in study["rows"] if r["arm"] == arm.label)

@@ -69,7 +69,7 @@ def encoding(source: str | Path | Run | nn.Module) -> Encode:
             return method.encode(batch)                                 # type: ignore[operator]
 
         return by_method
-    encoder: Any = source if isinstance(source, nn.Module) else _encoder(str(source))
+    encoder: Any = source if isinstance(source, nn.Module) else load_tower(source)
     encoder = encoder.eval().to(device)
     return lambda batch: encoder.features(fitted(batch["image"].to(device), encoder.channels, encoder.image_size))
 
@@ -82,8 +82,11 @@ def fitted(images: Tensor, channels: int, side: int) -> Tensor:
     return pixels if pixels.shape[2:] == (side, side) else resize(pixels, side)
 
 
-def _encoder(source: str) -> Any:
-    return build_encoder(source) if source.startswith("hf:") else load_encoder(source)
+def load_tower(source: str | Path) -> Any:
+    """The encoder of a run, of an encoder folder, or of "hf:NAME", in eval mode."""
+    if str(source).startswith("hf:"):
+        return build_encoder(str(source)).eval()
+    return Run(source).encoder() if (Path(source) / "config.yaml").exists() else load_encoder(source)
 
 
 def _tables(encode: Encode, rows: Rows, classes: tuple[str, ...], batch: int) -> Iterator[Any]:

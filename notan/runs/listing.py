@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from notan import catalogue
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = catalogue.ROOT / "results"
 
 
 def result(slug: str) -> dict[str, Any] | None:

@@ -141,7 +141,8 @@ def thread_choices(steps: int | None) -> list[int]:
 
 def measure(take_step: Callable[[int, Any], Any], batches: Iterator[Any], method: nn.Module, optimiser: Optimizer,
             choices: list[int], enough: float = 2.0) -> tuple[int, float]:
-    """(threads, seconds per step): the fastest of `choices`, timed on real steps that are undone afterwards.
+    """(threads, seconds per step): the fastest of `choices`, timed on real steps that are undone afterwards; the caller
+    sets the threads.
 
     The first step of each choice is not counted; `enough` seconds or 12 steps are timed for each. A smaller count wins
     only by 5%. All ranks get rank 0's answer.
@@ -163,7 +164,6 @@ def measure(take_step: Callable[[int, Any], Any], batches: Iterator[Any], method
         for x, old in zip(own, before, strict=True):
             x.copy_(old)
     optimiser.state.clear()
-    torch.set_num_threads(best)
     return world.broadcast_object((best, pace))                         # type: ignore[return-value]
 
 

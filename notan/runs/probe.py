@@ -19,9 +19,8 @@ from notan.probes.logistic import logistic
 from notan.probes.ridge import ridge
 from notan.probes.segmentation import segmentation
 from notan.runs import study
-from notan.runs.embed import encoding, fitted
+from notan.runs.embed import encoding, fitted, load_tower
 from notan.runs.folder import Run
-from notan.runs.watch import side_by_side
 
 PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "finetune", "segmentation")
 
@@ -45,8 +44,7 @@ def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[st
         results["finetune"] = _finetune(run, opened, rows, seed)
     if rest := [name for name in asked if name not in results]:
         chosen = study.rowset(opened, rows)
-        encode = encoding(run)
-        z, t = study.embed(lambda batch: side_by_side(encode(batch)), opened, chosen)
+        z, t = study.embed(encoding(run), opened, chosen)
         x = z, chosen.train_y, t, chosen.test_y
         for name in rest:
             results |= _frozen(name, x, seed)
@@ -79,7 +77,7 @@ def _finetune(run: str | Path, data: Data, rows: int, seed: int) -> dict[str, An
     chosen = study.rowset(data, rows)
     classes = int(chosen.train_y.max()) + 1
     steps = max(50, 5 * len(chosen.train) // 128)
-    return finetune(_encoder(run), data.train, chosen.train, data.test.select(chosen.test), classes=classes, steps=steps,
+    return finetune(load_tower(run), data.train, chosen.train, data.test.select(chosen.test), classes=classes, steps=steps,
                     lr=1e-3, seed=seed, batch=128, layer_decay=0.75)
 
 
@@ -88,7 +86,7 @@ def _segment(run: str | Path, data: Data, rows: int) -> dict[str, Any]:
     if "segmentation" not in data.info.columns:
         raise NotanError(f"{data.info.name} has no column 'segmentation', only {', '.join(data.info.columns)}",
                          "class numbers for pixels", "use data with masks, e.g. --data earth")
-    encoder = _encoder(run)
+    encoder = load_tower(run)
     sides: list[Tensor] = []
     for split in (data.train, data.test):
         index = np.arange(min(rows, len(split)))
@@ -96,14 +94,6 @@ def _segment(run: str | Path, data: Data, rows: int) -> dict[str, Any]:
         sides.append(split.take(index)["segmentation"])
     counted = torch.cat([sides[1].flatten(), sides[3].flatten()])
     return segmentation(*sides, classes=int(counted[counted != 255].max()) + 1)
-
-
-def _encoder(run: str | Path) -> Any:
-    from notan.nets.build import build_encoder, load_encoder
-
-    if str(run).startswith("hf:"):
-        return build_encoder(str(run)).eval()
-    return Run(run).encoder() if (Path(run) / "config.yaml").exists() else load_encoder(run)
 
 
 def _data(run: str | Path, data: str | Data | None) -> str | Data:

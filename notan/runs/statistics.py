@@ -11,6 +11,15 @@ from notan.errors import NotanError
 Interval = tuple[float, float, float]  # mean, low, high
 
 
+def finite(x: Any) -> Any:
+    """NaN and infinity inside dicts and lists as the strings "nan", "inf", "-inf", which `float` reads: JSON has neither."""
+    if isinstance(x, float) and not math.isfinite(x):
+        return str(x)
+    if isinstance(x, dict):
+        return {k: finite(v) for k, v in x.items()}
+    return [finite(v) for v in x] if isinstance(x, (list, tuple)) else x
+
+
 def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 

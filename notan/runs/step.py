@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+UNKNOWN = 10_000                                                        # stands for the steps of a budget being timed
+
+
 class Step(nn.Module):
     """`method.loss` as a forward pass, which is all that DDP and compile hook."""
 
@@ -35,9 +38,9 @@ class Step(nn.Module):
 class NotFinite(Exception):
     """The loss or the gradient of a step is not finite; the weights are as they were before it."""
 
-    def __init__(self, progress: Progress, seed: int, terms: dict[str, Tensor]) -> None:
-        super().__init__(f"step {progress.step}")
-        self.progress, self.seed, self.terms = progress, seed, {k: float(v) for k, v in terms.items()}
+    def __init__(self, step: int, progress: Progress, seed: int, terms: dict[str, Tensor]) -> None:
+        super().__init__(f"step {step}")
+        self.step, self.progress, self.seed, self.terms = step, progress, seed, {k: float(v) for k, v in terms.items()}
 
 
 class Stepper:
@@ -52,8 +55,11 @@ class Stepper:
             self.step.compile()
 
     def progress(self, n: int) -> Progress:
-        """Where step `n` stands; while a minutes budget is being timed the total is not known yet."""
-        steps = self.config.steps or max(n + 1, 10_000)
+        """Where step `n` stands. While a minutes budget is timed the total is not known yet, and each step stands last:
+        a method may cost more towards its end.
+        """
+        steps = self.config.steps or UNKNOWN
+        n = n if self.config.steps else steps - 1
         return Progress(n, steps, n // self.per_epoch, math.ceil(steps / self.per_epoch))
 
     def __call__(self, n: int, batch: dict[str, Any], inspect: Callable[[], None] | None = None) -> dict[str, Tensor]:
@@ -66,7 +72,7 @@ class Stepper:
         terms, keep = self.backward(batch, progress)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.method.parameters() if p.grad is not None])
         if not bool(torch.isfinite(terms["loss"] + norm)):
-            raise NotFinite(progress, seed, {**terms, "grad_norm": norm})
+            raise NotFinite(n, progress, seed, {**terms, "grad_norm": norm})
         if inspect is not None:
             inspect()
         if config.clip:

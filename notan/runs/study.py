@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,12 +11,13 @@ from torch import Tensor
 
 from notan.data import keys
 from notan.errors import NotanError
-from notan.probes.features import Encode, extract
+from notan.probes.features import extract
 from notan.probes.fewshot import few_shot, label_curve
 from notan.probes.knn import knn_cosine, nearest_cosine
 from notan.runs.statistics import paired as paired
 from notan.runs.statistics import verdict as verdict
 from notan.runs.table import render_table as render_table
+from notan.runs.watch import side_by_side
 
 SIZES = (100, 300, 1_000, 3_000)  # numbers of labels, before all of them
 MAP_ROWS = 600  # points of an embedding map
@@ -47,9 +49,15 @@ def rowset(data: Any, most: int = 10_000) -> Rowset:
     return Rowset(train, test, *labels)
 
 
-def embed(encode: Encode, data: Any, rows: Rowset) -> tuple[Tensor, Tensor]:
-    """Features of the probes' rows, (N, D) of the training and of the test split."""
-    return extract(encode, data.train, rows.train), extract(encode, data.test, rows.test)
+def embed(encode: Callable[[dict[str, Any]], Any], data: Any, rows: Rowset) -> tuple[Tensor, Tensor]:
+    """Features of the probes' rows, (N, D) of the training and of the test split; several outputs stand side by side.
+
+    A module whose method `encode` is must be in eval mode already, as `Run.method()` gives it.
+    """
+    def one(batch: dict[str, Any]) -> Tensor:
+        return side_by_side(encode(batch))
+
+    return extract(one, data.train, rows.train), extract(one, data.test, rows.test)
 
 
 def probe(train_x: Tensor, test_x: Tensor, rows: Rowset, seed: int, draws: int = 3) -> dict[str, Any]:

@@ -127,6 +127,7 @@ def _run(config: Config, data: Data, folder: Path, accelerator: Accelerator, hea
     if any(p.requires_grad for p in method.parameters()):
         stepper = Stepper(config, method, optim.build(config.optimiser, method), accelerator, loader.steps_per_epoch)
     config = _measured(config, stepper, loader, accelerator.device)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
     if world.is_main() and not (folder / "config.yaml").exists():
         facts = {"info": asdict(data.info), "fingerprint": data.fingerprint, "parameters": _sizes(method, config),
                  **machine.facts(accelerator.device)}
@@ -230,7 +231,7 @@ def _check_accumulation(config: Config, method: nn.Module) -> None:
 
 def _explained(bad: NotFinite, config: Config, folder: Path, method: nn.Module, data: Data) -> NotanError:
     """Dump the step and say what was seen first and what it likely means."""
-    step, terms = bad.progress.step, bad.terms
+    step, terms = bad.step, bad.terms
     place, named = folder / "debug" / f"step-{step:08d}", first_bad(method)
     if world.is_main():
         whole = Loader(data.train, batch_size=config.batch, seed=config.seed, batches=getattr(method, "batches", None))
