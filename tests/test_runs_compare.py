@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from notan import cli
+from notan import catalogue, cli
 from notan.nets.build import load_encoder
+from notan.runs import compare as compare_module
 
 ARMS = ["compare", "simclr", "mae:mask_ratio=0.5", "--data", "digits", "--steps", "3", "--batch", "32", "--threads", "1",
         "--encoder", "vit:image_size=16,patch=4,dim=32,depth=1,heads=2", "--probe-rows", "300"]
@@ -30,6 +31,12 @@ def test_compare_writes_a_table_a_report_and_encoders(compared):
     assert len({tuple(r["metrics"]) for r in study["rows"]}) == 1
     assert "</html>" in (compared / "report.html").read_text()
     assert load_encoder(compared / "encoders" / "mae-mask_ratio=0.5").dim == 32
+
+
+def test_encoders_that_differ_are_told_apart():
+    """Methods are ranked within an architecture: another stem or block is another one."""
+    simclr, selfie = (catalogue.method(m).recipes["small"]["encoder"] for m in ("simclr", "selfie"))
+    assert compare_module._name(simclr) != compare_module._name(selfie)
 
 
 def test_the_same_command_again_trains_nothing(compared):

@@ -120,10 +120,7 @@ def _references(arms: list[Arm], data: Data, supervised: bool, encoder: str | No
         recipes = catalogue.method(arm.slug).recipes
         spec = encoder or recipes.get(recipe, recipes["small"])["encoder"]
         specs.setdefault(json.dumps(spec, sort_keys=True), spec)
-    for i, spec in enumerate(specs.values()):
-        name = spec["name"] if isinstance(spec, dict) else spec
-        found.append(Arm(f"random weights ({name})" + (f" {i}" if i and len(specs) > 2 else ""), "random", {}, "random", spec))
-    return found
+    return found + [Arm(f"random weights ({_name(spec)})", "random", {}, "random", spec) for spec in specs.values()]
 
 
 def _measure(arms: list[Arm], data: Data, rows: studies.Rowset, baseline: str, console: Console) -> dict[str, Any]:
@@ -183,11 +180,14 @@ def _row(label: str, kind: str, arm: Arm | None, results: list[dict], width: int
     }
 
 
-def _name(config: dict[str, Any]) -> str:
-    """An encoder in a few characters."""
-    if config["name"] == "vit":
-        return f"vit {config['dim']}x{config['depth']}/{config['patch']}"
-    return f"{config['name']} {config['width']}" if "width" in config else config["name"]
+def _name(spec: str | dict[str, Any]) -> str:
+    """An architecture in a few characters; methods are ranked among those whose names are equal."""
+    if isinstance(spec, str):
+        return spec
+    if spec["name"] == "vit":
+        return f"vit {spec['dim']}x{spec['depth']}/{spec['patch']}"
+    parts = [spec["name"], *(str(spec[k]) for k in ("width", "stem") if k in spec)]
+    return " ".join(parts + ["preact"] * bool(spec.get("preact")))
 
 
 def _picture(study: dict[str, Any], arm: Arm, method: Any, x: tuple, data: Data, rows: studies.Rowset) -> None:
