@@ -36,9 +36,23 @@ def test_only_methods_of_one_encoder_are_ranked():
     metric = "ridge, 10,000 labels"
     assert leaders(study["rows"], metric) == {"vit 128x4/4": "hpm", "resnet10 32": "selfie"}
     assert leaders(study["rows"], metric, across=True) == {"": "hpm"}
-    lines = verdict(study)
-    assert len(lines) == 8 and lines[0].startswith("ridge, 10,000 labels (vit 128x4/4): hpm leads with 0.8")
-    assert "beyond the spread) to raw pixels" in lines[0] and "random weights (vit)" in lines[0] and "resnet10" not in lines[0]
+    assert sum(line.startswith("Best") for line in verdict(study)) == 1             # only one encoder has two methods
+    assert verdict(study)[-1].startswith("Best on vit 128x4/4: ") and verdict(study, across=True)[-1].startswith("Best: hpm by ")
+
+
+def test_the_verdict_says_where_a_method_stands_by_each_metric():
+    def row(arm, kind, encoder, a, b):
+        return {"arm": arm, "kind": kind, "encoder": encoder, "metrics": {"few": a, "all": b}}
+
+    rows = [row("raw pixels", "pixels", "4 pixels", [0.5, 0.51], [0.7, 0.71]),
+            row("m", "method", "vit", [0.6, 0.61], [0.69, 0.73]), row("n", "method", "cnn", [0.4, 0.41], [0.6, 0.61]),
+            row("r", "random", "vit", [0.3, 0.31], [0.3, 0.31]), row("s", "random", "cnn", [0.41, 0.4], [0.7, 0.71]),
+            row("best", "supervised", "vit", [0.9, 0.9], [0.9, 0.9])]
+    assert verdict({"rows": rows}) == [
+        "m: above raw pixels by few, level with by all; above random weights by all metrics.",
+        "n: below raw pixels by all metrics; level with random weights by few, below by all."]
+    one = [{**r, "metrics": {k: v[:1] for k, v in r["metrics"].items()}} for r in rows]
+    assert verdict({"rows": one})[0] == "m: above raw pixels by few, below by all; above random weights by all metrics."
 
 
 def test_what_was_measured_differently_is_not_ranked():

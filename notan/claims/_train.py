@@ -7,7 +7,6 @@ so they call `fit` on a module. Optimiser groups, learning rate and batches are 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -27,13 +26,14 @@ from notan.runs import optim
 
 
 def fit(method: Any, rows: Rows, *, steps: int, batch: int, lr: float, seed: int, weight_decay: float = 0.05,
-        betas: tuple[float, float] = (0.9, 0.95), warmup: float = 0.1, bf16: bool = False,
+        betas: tuple[float, float] = (0.9, 0.95), warmup: float = 0.1,
         each: Callable[[int], None] | None = None) -> Any:
     """Train `method` (`loss(batch, progress)`, maybe `after_step`) by AdamW and return it in eval mode.
 
     The rate rises over the `warmup` share of the steps and falls as a half cosine; vectors never decay. Keys and order
-    of the rows come from `seed`, so arms that share a seed see the same batches. bf16 runs the forward pass in
-    autocast. `each(step)` is called after every step. Raises `NotanError` when the loss is not finite.
+    of the rows come from `seed`, so arms that share a seed see the same batches. All in fp32: a claim's values are to
+    come out alike on machines with and without bfloat16. `each(step)` is called after every step. Raises `NotanError`
+    when the loss is not finite.
     """
     settings = optim.complete({"name": "adamw", "lr": lr, "betas": betas, "weight_decay": weight_decay},
                               batch=batch, lr=None)
@@ -47,8 +47,7 @@ def fit(method: Any, rows: Rows, *, steps: int, batch: int, lr: float, seed: int
         progress = Progress(step, steps, step // loader.steps_per_epoch, epochs)
         optim.set_rate(optimiser, lr * optim.rate(step, steps, warmup))
         columns = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in columns.items()}
-        with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
-            out = method.loss(columns, progress)
+        out = method.loss(columns, progress)
         if step % 50 == 0 and not torch.isfinite(out["loss"]):
             raise NotanError(f"the loss of {type(method).__name__} is {out['loss'].item()} at step {step}",
                              "finite numbers", f"a lower rate than {lr}")

@@ -35,7 +35,7 @@ CLAIM = {
     "refutes": "The interval of hpm minus mae lies below 0, or a diagnostic fails in most seeds. Anything else is open.",
     "protocol": "ViT of 4 blocks, width 96, 4 heads, patch 4 (49 patches), mean of patches as the feature. Decoders "
                 "of two blocks of 64, raw-pixel targets, mask ratio 0.75, crops from 20%, mirrored. AdamW 1e-3, "
-                "betas 0.9 and 0.95, decay 0.05, 10% warm-up then cosine, batch 128, 350 steps, bf16 autocast. mae "
+                "betas 0.9 and 0.95, decay 0.05, 10% warm-up then cosine, batch 128, 350 steps. mae "
                 "+ prediction: the second decoder, masks random. hpm: the hard share grows to 0.5, the teacher's "
                 "decay is stretched to the run. hard from the start: a share of 0.5 throughout. mae, equal time: "
                 "twice the steps of mae, the ratio of hpm's time a step to mae's, measured beforehand. probe: mean "
@@ -66,7 +66,7 @@ def run(arm: str, seed: int, quick: bool) -> dict[str, float]:
     train, test = small(data, 250 if quick else 10_000, 100 if quick else 4_000)
     steps = 2 if quick else round(STEPS * (RATIO if arm == "mae, equal time" else 1))
     method = fit(built(seed, lambda: METHODS[arm](_vit(data.info))), train, steps=steps, batch=32 if quick else 128, lr=1e-3,
-                 seed=seed, bf16=True)
+                 seed=seed)
     found = probes(method.encode, subset(train, 4_000), test)
     found["probe"] = (found["knn"] + found["ridge"]) / 2
     return found | (diagnostics(method, subset(test, 1_000), seed) if isinstance(method, HPM) else {})

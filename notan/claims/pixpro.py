@@ -32,7 +32,7 @@ CLAIM = {
                 "least that of pixcontrast, and the spread without propagation is below 0.3 and half of pixpro's",
     "refutes": "the spread without propagation stays above 0.5, or instance reaches pixpro's mean IoU in every seed",
     "protocol": "All arms: the method's small recipe and its ResNet-10 of width 16 with total stride 4, on crops of "
-                "32 x 32 pixels (maps of 8 x 8), the same pictures, keys and number of steps (200 of 64, in bfloat16), equal "
+                "32 x 32 pixels (maps of 8 x 8), the same pictures, keys and number of steps (200 of 64), equal "
                 "first weights in a seed; they differ only in task, weights of the two losses, and propagation. Probes: closed "
                 "form, on the frozen online encoder, fitted to all 2,174 training tiles at 32 x 32 and scored on all 293 "
                 "test tiles against the truth at 64 x 64. random: the same network untrained. Transfer to detection, the "
@@ -60,7 +60,7 @@ def run(arm: str, seed: int, quick: bool) -> dict[str, float]:
     if arm != "random":
         settings = plan["optimiser"]
         fit(method, train, steps=2 if quick else 200, batch=32 if quick else 64, lr=settings["lr"],
-            weight_decay=settings["weight_decay"], warmup=plan["warmup"], seed=seed, bf16=True)
+            weight_decay=settings["weight_decay"], warmup=plan["warmup"], seed=seed)
     maps, maps_test = extract(method.dense, train), extract(method.dense, test)
     truth, truth_test = climates(train), climates(test)
     labels = [torch.from_numpy(rows.values("label")) for rows in (train, test)]

@@ -61,9 +61,10 @@ def leaders(rows: Sequence[dict[str, Any]], metric: str, across: bool = False) -
 
 
 def verdict(study: dict[str, Any], across: bool = False) -> list[str]:
-    """Who leads by each metric within each encoder, and by how much over the reference rows, in sentences.
+    """A sentence for each method: by which metrics it is above, level with and below raw pixels and random weights.
 
-    Refuses (`NotanError`) to rank rows that were not measured by the same metrics.
+    Above and below are beyond the spread over seeds. With several methods on an encoder (or `across` encoders) one more
+    says which of them leads. Refuses (`NotanError`) to rank rows that were not measured by the same metrics.
     """
     rows, metrics = study["rows"], list(study["rows"][0]["metrics"])
     for row in rows:
@@ -73,21 +74,50 @@ def verdict(study: dict[str, Any], across: bool = False) -> list[str]:
                 f"what {rows[0]['arm']} was measured by: {', '.join(metrics)}",
                 "measure all of them again in one run",
             )
-    several = len({r["encoder"] for r in rows if r["kind"] == "method"}) > 1
-    return [
-        f"{metric}{f' ({group})' if group and several else ''}: {_sentence(rows, arm, metric, across)}"
-        for metric in metrics
-        for group, arm in leaders(rows, metric, across).items()
-    ]
+    methods = [r for r in rows if r["kind"] == "method"]
+    groups = {"all"} if across else {r["encoder"] for r in methods}
+    lines = [_standing(row, rows, metrics) for row in methods]
+    for group in sorted(groups):
+        rivals = [r for r in methods if across or r["encoder"] == group]
+        if len(rivals) > 1:
+            where = "" if len(groups) == 1 else f" on {group}"
+            lead = {m: leaders(rivals, m, across) for m in metrics}
+            lines.append(f"Best{where}: " + _by({m: next(iter(arm.values())) for m, arm in lead.items()}) + ".")
+    return lines
 
 
-def _sentence(rows: Sequence[dict[str, Any]], arm: str, metric: str, across: bool) -> str:
-    row = next(r for r in rows if r["arm"] == arm)
-    others = [
-        r for r in rows if r["kind"] != "method" and (across or r["kind"] == "pixels" or r["encoder"] == row["encoder"])
-    ]
-    against = [_against(row["metrics"][metric], r["metrics"][metric]) + f" {r['arm']}" for r in others]
-    return f"{arm} leads with {mean(row['metrics'][metric]):.3f}; " + ", ".join(against)
+def _standing(row: dict[str, Any], rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
+    """`simclr: above raw pixels by k-NN, level by ridge; above random weights by all metrics.`"""
+    parts = []
+    for other in rows:
+        if other["kind"] == "pixels" or (other["kind"] == "random" and other["encoder"] == row["encoder"]):
+            name = "raw pixels" if other["kind"] == "pixels" else "random weights"
+            found = {m: _side(row["metrics"][m], other["metrics"][m]) for m in metrics}
+            parts.append(_by({m: found[m] for m in sorted(metrics, key=lambda m: SIDES.index(found[m]))}, name))
+    return f"{row['arm']}: {'; '.join(parts)}."
+
+
+def _by(found: dict[str, str], name: str = "") -> str:
+    """{metric: word} -> `above NAME by a and b, below by c`."""
+    groups: dict[str, list[str]] = {}
+    for metric, word in found.items():
+        groups.setdefault(word, []).append(metric)
+    said = []
+    for i, (word, metrics) in enumerate(groups.items()):
+        by = "all metrics" if len(groups) == 1 and len(metrics) > 1 else " and ".join(metrics)
+        said.append(f"{word}{f' {name}' if name and not i else ''} by {by}")
+    return ", ".join(said)
+
+
+SIDES = ("above", "level with", "below")  # in the order they are told
+
+
+def _side(values: Sequence[float], others: Sequence[float]) -> str:
+    """Beyond the spread on one side or the other; with one seed, which has no spread, by the numbers alone."""
+    one = len(values) < 2
+    if values[0] > others[0] if one else beyond(values, others):
+        return "above"
+    return "below" if (values[0] < others[0] if one else beyond(others, values)) else "level with"
 
 
 def beyond(values: Sequence[float], others: Sequence[float]) -> bool:
@@ -95,10 +125,3 @@ def beyond(values: Sequence[float], others: Sequence[float]) -> bool:
     if len(values) < 2:
         return False
     return min(values) > max(others) and mean(values) - mean(others) > spread(values) + spread(others)
-
-
-def _against(values: Sequence[float], others: Sequence[float]) -> str:
-    m = mean(values) - mean(others)
-    if len(values) < 2:
-        return f"{m:+.3f} to"
-    return f"{m:+.3f} ({'beyond' if beyond(values, others) or beyond(others, values) else 'within'} the spread) to"
