@@ -48,10 +48,11 @@ def total(x: Tensor) -> Tensor:
 def mean(sum: Tensor, count: Tensor | float) -> Tensor:
     """Global sum over global count: the only right way to average rows, tokens or pairs that ranks hold unevenly.
 
-    A global count of zero gives 0 with zero gradient.
+    A global count of zero gives 0 with zero gradient. Half precision is summed over ranks and divided in float32.
     """
-    count = torch.as_tensor(count, dtype=sum.dtype, device=sum.device).detach()
-    return total(sum) / total(count).clamp(min=torch.finfo(sum.dtype).tiny)
+    sum = sum.float() if sum.dtype in (torch.float16, torch.bfloat16) else sum
+    rows = total(torch.as_tensor(count, dtype=sum.dtype, device=sum.device).detach())
+    return total(sum) / torch.where(rows > 0, rows, 1)                  # not a clamp: 0 * (1 / tiny) may overflow to NaN
 
 
 def gather(x: Tensor) -> Tensor:

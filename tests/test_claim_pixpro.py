@@ -13,9 +13,10 @@ MIOU = {"random": 0.2, "instance": 0.3, "pixcontrast": 0.35, "pixpro": 0.4, "pix
 
 
 def values(**changed: dict[str, float]) -> dict:
-    arms = {arm: {s: {"miou": m + 0.01 * s, "accuracy": 0.5, "spread": 0.7} for s in (0, 1, 2)} for arm, m in MIOU.items()}
+    arms = {arm: {s: {"miou": m + 0.01 * s, "accuracy": 0.5 + 0.01 * s, "spread": 0.7} for s in (0, 1, 2)} for arm, m in MIOU.items()}
     for s in (0, 1, 2):
         arms["no propagation"][s]["spread"] = 0.1
+        arms["pixpro+instance"][s]["accuracy"] += 0.1
     for arm, metrics in changed.items():
         for s in (0, 1, 2):
             arms[arm.replace("_", " ")][s].update({k: v + 0.01 * s for k, v in metrics.items()})
@@ -29,6 +30,10 @@ def values(**changed: dict[str, float]) -> dict:
     ({"no_propagation": {"spread": 0.4}}, "open"),
     ({"no_propagation": {"spread": 0.6}}, "refuted"),
     ({"instance": {"miou": 0.4}}, "refuted"),
+    ({"random": {"miou": 0.45}}, "open"),
+    ({"pixpro": {"spread": 0.4}}, "open"),                              # nearly collapsed itself
+    ({"pixpro+instance": {"accuracy": 0.45}}, "open"),                  # below pixpro's
+    ({"instance": {"accuracy": 0.7}}, "open"),                          # not recovered
 ])
 def test_the_rule(changed, verdict):
     found, sentence = pixpro.judge(values(**changed))

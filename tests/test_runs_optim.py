@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from notan.errors import NotanError
+from notan.nets.attention_pool import AttentionPool
 from notan.nets.build import build_encoder
 from notan.runs import optim
 
@@ -42,6 +43,12 @@ def test_every_trainable_parameter_is_in_exactly_one_group():
 def test_vectors_biases_tokens_and_positions_are_not_decayed(name, decayed):
     group = group_of(optim.parameter_groups(method(), weight_decay=0.1), name)
     assert group["weight_decay"] == (0.1 if decayed else 0.0) and group["decayed"] is decayed
+
+
+def test_the_first_token_of_an_attention_pool_is_not_decayed():
+    m = nn.Module()
+    m.pool = AttentionPool(8, 1, 2, 16)
+    assert group_of(optim.parameter_groups(m, weight_decay=0.1), "pool.u0")["weight_decay"] == 0.0
 
 
 @pytest.mark.parametrize(("encoder", "name", "power"), [
@@ -94,15 +101,15 @@ def test_lars_follows_its_equations():
     m = nn.Linear(3, 2).double()
     settings = optim.complete({"name": "lars", "lr": 0.2, "weight_decay": 0.1}, batch=1, lr=None)
     opt = optim.build(settings, m)
-    optim.set_rate(opt, 0.2)
     w, b, vw, vb = m.weight.detach().clone(), m.bias.detach().clone(), 0.0, 0.0
-    for _ in range(3):
+    for lr in (0.2, 0.5, 0.1):
+        optim.set_rate(opt, lr)
         gw, gb = torch.randn(2, 3).double(), torch.randn(2).double()
         m.weight.grad, m.bias.grad = gw.clone(), gb.clone()
         opt.step()
         u = gw + 0.1 * w
-        vw, vb = 0.9 * vw + 1e-3 * w.norm() / u.norm() * u, 0.9 * vb + gb
-        w, b = w - 0.2 * vw, b - 0.2 * vb
+        vw, vb = 0.9 * vw + lr * 1e-3 * w.norm() / u.norm() * u, 0.9 * vb + lr * gb
+        w, b = w - vw, b - vb
     torch.testing.assert_close(m.weight.detach(), w)
     torch.testing.assert_close(m.bias.detach(), b)
 

@@ -8,7 +8,7 @@ A claim file holds a literal `CLAIM` and two functions:
 
 Optional keys of `CLAIM`: "baseline" (the arm the others are paired with; the first), "shown" (the metrics that tables
 show; all), "methods" (slugs whose files take part; the claim's own), "threads" (1). A finished (arm, seed) is kept
-under a key made from the source of the claim (without `judge`), of its methods and of the claims' training loop: an
+under a key made from the source of the claim (without `judge`), of its methods and of what trains and probes: an
 interrupted claim goes on where it stopped, and values of two protocols never mix.
 """
 
@@ -141,8 +141,13 @@ def run_and_print(slug: str, *, quick: bool, out: str | Path | None, console: An
 # --------------------------------------------------------------------------------------------- what is kept, and where
 
 def protocol_key(claim: Claim) -> str:
-    """A hash of all source that the values depend on; comments, layout and `judge` do not count."""
-    files = [claim.path, HERE / "_train.py"]
+    """A hash of the source that the values depend on; comments, layout and `judge` do not count.
+
+    The claim, its methods, the claims' loop, and the rooms that train and probe. Not the data layer: what it hands over
+    is checked where it is loaded, and its speed may change while a claim runs.
+    """
+    files = [claim.path, HERE / "_train.py", catalogue.ROOT / "world.py", catalogue.ROOT / "runs" / "optim.py"]
+    files += [f for room in ("losses", "nets", "views", "probes") for f in sorted((catalogue.ROOT / room).glob("*.py"))]
     files += [catalogue.ROOT / "methods" / f"{slug}.py" for slug in claim.facts.get("methods", [claim.slug])]
     trees = [_without_judge(ast.parse(f.read_text())) for f in files if f.exists()]
     return hashlib.blake2b("\n".join(ast.dump(t) for t in trees).encode(), digest_size=8).hexdigest()

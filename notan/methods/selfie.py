@@ -53,7 +53,8 @@ CARD = {
     "deviations": [
         "No official code exists; what the paper leaves open follows a public re-implementation or is ours.",
         "The tower is the whole patch network: the paper's is a ResNet that ends after its third group (last_group=3), "
-        "as in the recipes. Fine-tuning loads it into the full ResNet, whose fourth group is then fresh.",
+        "as in the recipes. The claim fine-tunes the full ResNet, with a fresh fourth group, as the paper does; "
+        "`notan probe --protocol finetune` fine-tunes the tower alone.",
         "The paper only fine-tunes. Where frozen features are asked for, they are the tower's map of the whole image, "
         "averaged over places.",
         "Context tokens carry their positions, the pooling layers normalise first, and u0 starts at N(0, 0.02).",
@@ -200,5 +201,5 @@ def example(rows: int, dtype: torch.dtype) -> tuple[Selfie, dict]:
     from notan.nets.resnet import ResNet
 
     torch.manual_seed(0)
-    encoder = ResNet(16, 3, depth=10, width=8, last_group=3)
+    encoder = ResNet(16, 3, depth=10, width=8, preact=True, last_group=3)
     return Selfie(encoder, depth=1, heads=2, feedforward=16, dropout=0.0).to(dtype), images(rows)

@@ -40,7 +40,7 @@ CARD = {
     "exports": ["safetensors", "hf", "onnx"],
     "claim": "Telling two views of a picture from all other pictures gives features that a linear probe separates, "
              "with no memory bank and no special architecture.",
-    "paper": "ImageNet-1K linear probe, ResNet-50: 64.5 (batch 8192, 100 epochs), 69.3 (batch 4096, 1000 epochs), 76.5 "
+    "paper": "ImageNet-1K linear probe, ResNet-50: 64.5 (batch 4096, 100 epochs), 69.3 (batch 4096, 1000 epochs), 76.5 "
              "(width x4). CIFAR-10, ResNet-50, 1000 epochs: 94.0.",
     "cost": "Two full passes through the encoder per picture.",
     "deviations": [

@@ -36,7 +36,7 @@ class TransformerLayer(nn.Module):
         return self._drop(self.proj(y.transpose(1, 2).reshape(B, L, -1)))
 
     def mix(self, x: Tensor) -> Tensor:
-        return self._drop(self.fc2(self._drop(F.gelu(self.fc1(x)))))
+        return self._drop(self.fc2(F.gelu(self.fc1(x))))
 
     def forward(self, x: Tensor) -> Tensor:                             # (B, L, D) -> (B, L, D)
         if self.pre:

@@ -17,7 +17,7 @@ KNOWN: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.9, "nesterov": False, "weight_decay": 0.0},
     "lars": {"momentum": 0.9, "eta": 1e-3, "weight_decay": 0.0},
 }
-NEVER_DECAYED = re.compile(r"(bias|token\w*|pos_embed\w*|positions?)$")
+NEVER_DECAYED = re.compile(r"(bias|token\w*|pos_embed\w*|positions?|u0)$")
 
 
 def complete(settings: dict[str, Any], *, batch: int, lr: float | None) -> dict[str, Any]:
@@ -100,8 +100,9 @@ def set_rate(optimiser: Optimizer, lr: float) -> None:
 
 
 class LARS(Optimizer):
-    """SGD with momentum whose step on each matrix is scaled by eta |w| / |g + wd w| (You et al. 2017, equation 6).
+    """SGD with momentum whose step on each matrix is scaled by eta |w| / |g + wd w| (You et al. 2017, algorithm 1).
 
+    The rate of a step enters the momentum with its gradient, so a rate that changes does not rescale older gradients.
     Groups with "decayed" False take the plain step, as SimCLR and BYOL do for biases and norms.
     """
 
@@ -119,8 +120,8 @@ class LARS(Optimizer):
                 torch._foreach_mul_(updates, _trust(params, updates, group["eta"]))  # type: ignore[arg-type]
             momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
             torch._foreach_mul_(momenta, group["momentum"])
-            torch._foreach_add_(momenta, updates)
-            torch._foreach_add_(params, momenta, alpha=-group["lr"])
+            torch._foreach_add_(momenta, updates, alpha=group["lr"])
+            torch._foreach_sub_(params, momenta)
 
 
 def _trust(params: list[Tensor], updates: tuple[Tensor, ...], eta: float) -> list[Tensor]:
