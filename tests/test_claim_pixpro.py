@@ -13,7 +13,8 @@ MIOU = {"random": 0.2, "instance": 0.3, "pixcontrast": 0.35, "pixpro": 0.4, "pix
 
 
 def values(**changed: dict[str, float]) -> dict:
-    arms = {arm: {s: {"miou": m + 0.01 * s, "accuracy": 0.5 + 0.01 * s, "spread": 0.7} for s in (0, 1, 2)} for arm, m in MIOU.items()}
+    arms = {arm: {s: {"miou": m + 0.01 * s, "accuracy": 0.5 + 0.01 * s, "spread": 0.7} for s in (0, 1, 2)}
+            for arm, m in MIOU.items()}
     for s in (0, 1, 2):
         arms["no propagation"][s]["spread"] = 0.1
         arms["pixpro+instance"][s]["accuracy"] += 0.1

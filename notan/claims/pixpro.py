@@ -37,8 +37,8 @@ CLAIM = {
                 "32 x 32 pixels (maps of 8 x 8), the same pictures, keys and number of steps (200 of 64), equal "
                 "first weights in a seed; they differ only in task, weights of the two losses, and propagation. Probes: closed "
                 "form, on the frozen online encoder; of maps, fitted to 50,000 keyed cells of the 139,136 of all 2,174 "
-                "training tiles at 32 x 32 and scored on all 293 test tiles against the truth at 64 x 64. random: the same network untrained. Transfer to detection, the "
-                "paper's own measure, is not tested.",
+                "training tiles at 32 x 32 and scored on all 293 test tiles against the truth at 64 x 64. random: the same "
+                "network untrained. Transfer to detection, the paper's own measure, is not tested.",
     "minutes": 14,
 }
 
