@@ -11,14 +11,16 @@ import torch
 from notan import catalogue
 from notan.claims import selfie
 from notan.data import open_data
+from notan.methods._progress import Progress
 
 
 def values(few: tuple[float, float], full: tuple[float, float], jigsaw: float) -> dict:
     """Two seeds; selfie's gains at 5% and at all labels, with scratch varying between them."""
-    arms = {arm: {s: {"accuracy 5%": 0.7 + 0.05 * s, "accuracy 100%": 0.8, "jigsaw": 0.4} for s in (0, 1)}
+    arms = {arm: {s: {"accuracy 5%": 0.7 + 0.05 * s, "accuracy 100%": 0.8, "jigsaw": 0.4, "rate": 0.1} for s in (0, 1)}
             for arm in selfie.CLAIM["arms"]}
     for s in (0, 1):
-        arms["selfie"][s] = {"accuracy 5%": 0.7 + 0.05 * s + few[s], "accuracy 100%": 0.8 + full[s], "jigsaw": jigsaw}
+        arms["selfie"][s] = {"accuracy 5%": 0.7 + 0.05 * s + few[s], "accuracy 100%": 0.8 + full[s],
+                             "jigsaw": jigsaw, "rate": 0.3}
     return arms
 
 
@@ -33,7 +35,7 @@ def values(few: tuple[float, float], full: tuple[float, float], jigsaw: float) -
 ])
 def test_the_rule(few, full, jigsaw, verdict):
     found, sentence = selfie.judge(values(few, full, jigsaw))
-    assert found == verdict and "5%" in sentence
+    assert found == verdict and "5%" in sentence and "selfie 0.3 (end of the grid), token 0.1, " in sentence
 
 
 def test_the_claim_is_a_literal():
@@ -46,6 +48,19 @@ def test_few_labels_are_balanced():
     labels = np.repeat(np.arange(4), [9, 3, 7, 5])
     index = selfie._few(labels, 3)
     assert np.bincount(labels[index]).tolist() == [3, 3, 3, 3] and (np.diff(index) > 0).all()
+
+
+def test_every_tap_of_the_tower_learns_from_patches_of_the_claims_size():
+    """Patches that shrink to one cell would leave the borders of the later kernels untrained."""
+    data = open_data("digits")
+    spec = {**selfie.RECIPES["small"]["encoder"], "width": 8, "image_size": 28}
+    method = selfie.built(0, lambda: selfie.Selfie(selfie.build_encoder(spec, data.info), **selfie.RECIPES["small"]["method"]))
+    g = torch.Generator().manual_seed(0)
+    batch = {"image": torch.randint(256, (16, 1, 28, 28), dtype=torch.uint8, generator=g), "key": torch.arange(16)}
+    method.loss(batch, Progress())["loss"].backward()
+    for name, p in method.encoder.named_parameters():
+        if p.ndim == 4:
+            assert (p.grad.abs().amax((0, 1)) > 0).all(), name
 
 
 def test_arms_differ_only_in_the_first_three_groups():
