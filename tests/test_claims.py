@@ -105,11 +105,30 @@ def cmim(better: float = 0.0, rival: float = -0.05, change: float = 0.01, inform
     return values
 
 
-def hpm(gain: float, noise: float = 0.002, rank: float = 0.7) -> dict:
+def hpm(gain: float, noise: float = 0.002, rank: float = 0.7, **changed: dict[int, float]) -> dict:
+    """Made-up values; `changed` gives a metric of the arm hpm other values in some seeds: spearman={0: 0.1}."""
     levels = {"mae": 0.7, "mae + prediction": 0.7, "hpm": 0.7 + gain, "hard from the start": 0.7, "mae, equal time": 0.72}
-    return {arm: {s: {"probe": spread(level, s, noise), "spearman": rank, "spearman, as trained": 0.7,
-                      "loss, hard masks": 0.5, "loss, random masks": 0.4, "object, hard masks": 0.6, "object, random masks": 0.4}
-                  for s in range(5)} for arm, level in levels.items()}
+    found = {arm: {s: {"probe": spread(level, s, noise), "spearman": rank, "spearman, as trained": 0.7,
+                       "loss, hard masks": 0.5, "loss, random masks": 0.4, "object, hard masks": 0.6, "object, random masks": 0.4}
+                   for s in range(5)} for arm, level in levels.items()}
+    names = {"spearman": "spearman", "loss": "loss, hard masks", "object": "object, hard masks"}
+    for short, by_seed in changed.items():
+        for s, value in by_seed.items():
+            found["hpm"][s][names[short]] = value
+    return found
+
+
+def gains(*points: float, **settings) -> dict:
+    """Values in which hpm is ahead of mae by so many points in each seed."""
+    found = hpm(0.0, **settings)
+    for arm in found:
+        found[arm] = {s: dict(found[arm][s % 5]) for s in range(len(points))}
+    for s, by in enumerate(points):
+        found["hpm"][s]["probe"] = found["mae"][s]["probe"] + by / 100
+    return found
+
+
+CLEAR, LITTLE, BEHIND = (2, 3, 2.5, 2, 3), (1, -1, 0.5, -0.5, 0.2), (-2, -3, -2.5, -2, -3)
 
 
 @pytest.mark.parametrize(("slug", "values", "wanted"), [
@@ -122,12 +141,82 @@ def hpm(gain: float, noise: float = 0.002, rank: float = 0.7) -> dict:
     ("cmim", cmim(better=0.01, noise=0.2), "open"),
     ("hpm", hpm(0.03), "confirmed"),
     ("hpm", hpm(-0.03), "refuted"),
-    ("hpm", hpm(0.03, rank=0.1), "refuted"),
+    ("hpm", hpm(0.03, rank=0.1), "open"),
     ("hpm", hpm(0.001, noise=0.05), "open"),
 ])
 def test_the_rule_gives_each_verdict(slug, values, wanted):
     verdict, sentence = read_claim(slug).judge(values)
     assert verdict == wanted and sentence.endswith(".")
+
+
+@pytest.mark.parametrize(("values", "wanted", "reason"), [
+    (gains(*CLEAR), "confirmed", ""),
+    (gains(*CLEAR, spearman={3: 0.5}), "open", "not true in 1 of 5 seeds that grades follow losses"),
+    (gains(*CLEAR, spearman=dict.fromkeys(range(5), 0.1)), "open", "although the gain is clear: not true in 5 of 5 seeds"),
+    (gains(*CLEAR, spearman={0: math.nan}), "open", "not true in 1 of 5 seeds that grades follow"),
+    (gains(*CLEAR, loss={0: 0.4}), "open", "not true in 1 of 5 seeds that patches hidden by grade are painted worse"),
+    (gains(*CLEAR, loss=dict.fromkeys(range(5), 0.3)), "open", "not true in 5 of 5 seeds that patches hidden by grade are"),
+    (gains(*CLEAR, object={4: 0.4}), "open", "not true in 1 of 5 seeds that more patches hidden by grade"),
+    (gains(*CLEAR, object=dict.fromkeys(range(5), 0.3)), "open", "not true in 5 of 5 seeds that more patches hidden by"),
+    (gains(*LITTLE), "open", "Open: the interval is not above 0; hpm is ahead in only 3 of 5 seeds."),
+    (gains(0.5, -0.1, 0.1, 0.1, 0.1), "open", "Open: the interval is not above 0."),
+    (gains(1, 1, 1, 1, 1, 1, 1, -0.01, -0.01, -0.01), "open", "although the gain is clear: hpm is ahead in only 7 of 10"),
+    (gains(1, 1, 1, 1, 0), "confirmed", ""),
+    (gains(*LITTLE, spearman={0: 0.1, 1: 0.1}), "open", "not true in 2 of 5 seeds that grades follow losses"),
+    (gains(*LITTLE, spearman={0: 0.1, 1: 0.1}, loss={2: 0.1, 3: 0.1}), "open", "; not true in 2 of 5 seeds that patches"),
+    (gains(*LITTLE, spearman={0: 0.1, 1: 0.1, 2: 0.1}), "refuted", "Refuted: the interval is not above 0"),
+    (gains(*LITTLE, loss={0: 0.1, 1: 0.1, 2: 0.1}), "refuted", "not true in 3 of 5 seeds that patches hidden by grade are"),
+    (gains(*LITTLE, object={0: 0.1, 1: 0.1, 2: 0.1}), "refuted", "not true in 3 of 5 seeds that more patches"),
+    (gains(*BEHIND), "refuted", "Refuted: the interval lies below 0; hpm is ahead in only 0 of 5 seeds."),
+])
+def test_the_rule_of_hpm(values, wanted, reason):
+    """Refuted by an interval below 0, or by one not above 0 when one diagnostic fails in most seeds."""
+    verdict, sentence = read_claim("hpm").judge(values)
+    assert verdict == wanted and reason in sentence and sentence.endswith(".")
+    assert ("not true" in sentence or "interval" in sentence or "only" in sentence) == (wanted != "confirmed")
+
+
+def test_hpm_trains_every_arm_as_stated(monkeypatch):
+    """Only `mae, equal time` takes more steps; the probes' rows are not those that were trained on."""
+    from notan.claims import hpm as claim
+    from notan.data import open_data
+
+    seen: dict = {}
+    digits = open_data("digits")
+
+    def fit(method, rows, *, steps, batch, **plan):
+        seen[arm] = (rows, steps, batch)
+        return method
+
+    def probes(encode, rows, test):
+        assert (rows, test) == ("labelled", "test")
+        return {"knn": 0.2, "ridge": 0.4}
+
+    monkeypatch.setattr(claim, "open_data", lambda name: digits)
+    monkeypatch.setattr(claim, "splits", lambda data, quick: ("train", "labelled", "test"))
+    monkeypatch.setattr(claim, "fit", fit)
+    monkeypatch.setattr(claim, "subset", lambda rows, count: rows)
+    monkeypatch.setattr(claim, "diagnostics", lambda method, rows, seed: {"spearman": 0.0})
+    monkeypatch.setattr(claim, "probes", probes)
+    for arm in claim.CLAIM["arms"]:
+        found = claim.run(arm, 0, False)
+        assert found["probe"] == pytest.approx(0.3) and ("spearman" in found) == (not arm.startswith("mae") or "+" in arm)
+    assert seen == {arm: ("train", 564 if arm == "mae, equal time" else 240, 128) for arm in claim.CLAIM["arms"]}
+
+
+def test_the_pictures_of_hpm_are_as_stated():
+    from notan.claims import hpm as claim
+    from notan.data import Data, Rows, open_data
+
+    every = Rows({"label": np.arange(60_000)})                          # a row's label is its number
+    info = open_data("digits").info
+    train, labelled, test = (set(rows.values("label").tolist()) for rows in claim.splits(Data(every, every, info, ""), False))
+    assert [len(rows) for rows in (train, labelled, test)] == [2_000, 4_000, 4_000]
+    assert 60 < len(train & labelled) < 220                             # 133 by chance
+    said = claim.CLAIM["data"] + claim.CLAIM["protocol"]
+    for fact in ("2,000 training", "4,000 labelled", "4,000 test", "240 steps: 16 epochs of 15 steps", "2.35 times"):
+        assert fact in said
+    assert claim.STEPS == 240 == 16 * (2_000 // 128) and claim.RATIO == 2.35
 
 
 def test_the_arms_are_those_that_are_stated():

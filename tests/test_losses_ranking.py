@@ -64,6 +64,25 @@ def test_margins_at_both_ends():
     assert _mean(stable_pairwise_ranking, wrong, l) == pytest.approx(50, abs=1e-6)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", FORMS)
+def test_half_precision_is_compared_in_float32(form, half):
+    """In bfloat16 1 - sigmoid(7) is 0, which costs 13.8; what it should cost is 7.0."""
+    t, l = torch.tensor([[7.0, 0.0]], dtype=half, requires_grad=True), torch.tensor([[1.0, 2.0]], dtype=half)
+    total, count = form(t, l)
+    total.backward()
+    assert total.dtype == torch.float32 and count == 2 and t.grad.dtype == half
+    assert (total / count).item() == pytest.approx(7.0, abs=0.01)
+
+
+def test_half_precision_is_standardised_in_float32():
+    l = torch.arange(1.0, 400.0)[None].to(torch.bfloat16)
+    t = torch.zeros_like(l)
+    found = absolute_ranking(t, l)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, absolute_ranking(t.float(), l.float()))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_ties_everywhere_have_no_pairs_and_no_nan(form):
     t = torch.zeros(2, 5, requires_grad=True)

@@ -45,6 +45,16 @@ def test_the_official_course_of_the_hard_share():
     assert hard == [0, 0, 1, 1, 18, 37, 73]
 
 
+def test_a_hard_share_that_starts_above_nothing():
+    assert tiny(hard_start=0.5, hard_end=0.5).hard_share(epoch(0, 10)) == 0.5
+    mixed = tiny(hard_start=0.2, hard_end=0.6)
+    assert [mixed.hard_share(epoch(e, 4)) for e in range(4)] == pytest.approx([0.3, 0.4, 0.5, 0.6])
+
+
+def test_a_run_of_one_epoch_is_at_the_end_of_the_course_from_the_start():
+    assert tiny().hard_share(epoch(0, 1)) == 0.5
+
+
 @pytest.mark.parametrize("e", [0, 50, 100, 199])
 def test_the_hardest_patches_are_hidden(e):
     method = tiny(size=28, patch=2)
@@ -71,12 +81,23 @@ def test_the_teacher_sees_the_whole_picture_in_raster_order():
     method.teacher["encoder"].norm.register_forward_hook(lambda module, args, out: seen.append(out.shape))
     assert method.scores(x).shape == (4, 16) and seen == [(4, 17, 32)]
 
-    class Places(nn.Module):
+    class First(nn.Module):
         def forward(self, tokens: Tensor, last: int | None = None) -> Tensor:
-            return torch.arange(-1.0, tokens.shape[1] - 1)[None, :, None].expand(len(tokens), -1, 5)
+            return tokens[:, :, :1].expand(-1, -1, 5)
 
-    method.teacher["predictor"] = Places()
-    assert torch.equal(method.scores(x)[0], torch.arange(16.0))
+    method.teacher["predictor"] = First()
+    tokens, z = method.teacher["tokens"], method.teacher["encoder"](x)
+    expected = (tokens.decoder_embed(z) + tokens.decoder_pos_embed)[:, 1:, 0]
+    torch.testing.assert_close(method.scores(x), expected)
+
+    with torch.no_grad():
+        for p in method.teacher["encoder"].blocks.parameters():
+            p.zero_()                                                   # no token looks at another one
+    for place in (0, 6, 15):
+        changed = patchify(x, 4)
+        changed[:, place] *= 0.5
+        moved = method.scores(x) != method.scores(unpatchify(changed, 4, (4, 4)))
+        assert torch.equal(moved, (torch.arange(16) == place).expand(4, -1))
 
 
 # ---- the losses ----------------------------------------------------------------------------------------------------
@@ -169,6 +190,54 @@ def test_gradients_go_where_the_paper_sends_them():
     painting = gradients("reconstruction")
     assert painting["predictor"] == painting["teacher"] == 0
     assert min(painting["encoder"], painting["tokens"], painting["reconstructor"]) > 0
+
+
+def test_the_loss_is_the_one_written_down():
+    """Plainly: mask tokens among the others in raster order, pixels cut out by hand, a loop over pairs."""
+    method, batch, progress = tiny(), images(3), epoch(7, 10)
+    assert int(method.hidden * method.hard_share(progress)) == 4        # hard patches and random ones
+    with torch.no_grad():
+        x = method.view(batch)
+        mask = method.mask(batch, x, progress)
+        z = method.tokens.decoder_embed(method.encoder(x, mask))        # (B, 1 + K, D)
+        tokens = method.tokens.mask_token.repeat(3, 16, 1)
+        tokens[~mask] = z[:, 1:].flatten(0, 1)
+        raster = torch.cat([z[:, :1], tokens], 1) + method.tokens.decoder_pos_embed
+        painted, graded = method.reconstructor(raster)[:, 1:], method.predictor(raster)[:, 1:]
+        l, p = [], []
+        for b in range(3):
+            places = mask[b].nonzero().flatten().tolist()
+            for n in places:
+                row, column = 4 * (n // 4), 4 * (n % 4)
+                pixels = (x[b, :, row:row + 4, column:column + 4].double() - 0.5) / 0.5
+                l.append(sum(d**2 for d in (pixels.permute(1, 2, 0).flatten() - painted[b, n]).tolist()) / 48)
+                p.append(sum(graded[b, n].tolist()) / 48)
+    total, count = 0.0, 0
+    for b in range(3):
+        for i in range(12 * b, 12 * b + 12):
+            for j in range(12 * b, 12 * b + 12):
+                if l[i] != l[j]:
+                    right = 1 / (1 + math.exp(p[j] - p[i]))             # i is said to be harder than j
+                    total -= math.log(right + 1e-6) if l[i] > l[j] else math.log(1 - right + 1e-6)
+                    count += 1
+    out = method.loss(batch, progress)
+    assert out["reconstruction"].item() == pytest.approx(sum(l) / 36, rel=1e-6)
+    assert out["prediction"].item() == pytest.approx(total / count, rel=1e-6) and count == 3 * 12 * 11
+    assert out["loss"].item() == pytest.approx(sum(l) / 36 + total / count, rel=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["relative", "stable", "absolute"])
+def test_in_mixed_precision_predictions_are_compared_in_float32(prediction, monkeypatch):
+    method, batch = example(2, torch.float32)
+    method.prediction = prediction
+    seen, plain = [], HPM.ranking
+    monkeypatch.setattr(HPM, "ranking", lambda self, p, l: seen.extend([p.dtype, l.dtype]) or plain(self, p, l))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = method.loss(batch, epoch(9, 10))
+        assert method.scores(method.view(batch)).dtype == torch.float32
+    out["prediction"].backward()
+    assert seen == [torch.float32] * 2 and out["prediction"].dtype == torch.float32
+    torch.testing.assert_close(out["prediction"], method.loss(batch, epoch(9, 10))["prediction"], rtol=0.05, atol=0)
 
 
 def test_the_loss_is_the_sum_of_its_terms():

@@ -1,4 +1,7 @@
-"""Predict which of two patches is harder (HPM, Wang et al. 2023, section 3.3; arXiv 2304.05919)."""
+"""Predict which of two patches is harder (HPM, Wang et al. 2023, section 3.3; arXiv 2304.05919).
+
+Half precision is computed in float32: in bfloat16 1 - sigmoid(7) is 0.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,18 @@ def stable_pairwise_ranking(t: Tensor, l: Tensor) -> tuple[Tensor, Tensor]:
 
 def absolute_ranking(t: Tensor, l: Tensor) -> Tensor:
     """HPM's absolute loss: squared distance of t to l standardised within its row, per token: (B, M)."""
-    l = l.detach()
+    t, l = widened(t), widened(l.detach())
     l = (l - l.mean(1, keepdim=True)) / (l.var(1, keepdim=True) + 1e-6).sqrt()
     return (t - l).square()
 
 
+def widened(x: Tensor) -> Tensor:
+    """x, in float32 if it is in half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def _pairs(t: Tensor, l: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    l = l.detach()
+    t, l = widened(t), widened(l.detach())
     harder = l[:, :, None] > l[:, None, :]                              # (B, M, M): token i above token j
     untied = l[:, :, None] != l[:, None, :]
     return harder, untied, t[:, :, None] - t[:, None, :]

@@ -44,6 +44,7 @@ CARD = {
     "cost": "One pass over a quarter of the tokens and a small decoder per picture.",
     "deviations": [
         "Crops are resampled with an antialiased triangle filter; the paper's are bicubic.",
+        "Mask and class tokens are not decayed; the official code decays them.",
         "The small recipe's frozen features are the mean of the patch tokens; the paper probes the class token.",
     ],
     "floor": {"data": "digits", "metric": "loss", "steps": 60, "value": 0.85, "random": 1.8},
