@@ -59,6 +59,37 @@ def test_self_contrast_at_its_limits(tau):
     assert self_contrast(pair[:1], tau=tau).tolist() == [0.0]
 
 
+def test_self_contrast_keeps_its_digits_in_float32():
+    """At tau = 0.1 the term is five digits below 1/tau, which must not be subtracted from a number of its size."""
+    value = self_contrast(torch.eye(6), tau=0.1)
+    torch.testing.assert_close(value, torch.full((6,), -math.log1p(math.exp(-10))), rtol=1e-5, atol=0)
+    assert value[0].item() == pytest.approx(-4.540e-5, abs=5e-9)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+def test_self_contrast_in_chunks_is_the_direct_one(chunk):
+    bank, own = _z(9, 4, grad=True), torch.tensor([8, 1, 2, 4, 0, 6, 3])
+    found = {}
+    for size in (None, chunk):
+        value = self_contrast(bank[own], tau=0.5, bank=bank, own=own, chunk=size)
+        found[size] = value, *torch.autograd.grad((value * torch.arange(7)).sum(), bank)
+    for a, b in zip(found[None], found[chunk]):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("size", "batches", "as_a_sum"), [(8, 4000, -0.0048), (64, 300, -0.043), (512, 12, -0.303)])
+def test_the_mean_of_the_negatives_does_not_grow_with_the_batch(size, batches, as_a_sum):
+    """Random codes of 16 values at tau = 0.1, averaged over batches: one small batch says nothing."""
+    g = torch.Generator().manual_seed(0)
+    own = torch.arange(size)
+    total = torch.zeros(2, dtype=torch.float64)
+    for _ in range(batches):
+        z = torch.randn(size, 16, generator=g)
+        total += torch.stack([self_contrast(z, tau=0.1).mean(), -info_nce(z, z, tau=0.1, positive=own).mean()]).double()
+    mean, summed = (total / batches).tolist()
+    assert mean == pytest.approx(-0.0007, rel=0.05) and summed == pytest.approx(as_a_sum, rel=0.05)
+
+
 @settings(max_examples=25, deadline=None)
 @given(n=st.integers(2, 8), seed=st.integers(0, 99), tau=st.floats(0.05, 2))
 def test_self_contrast_is_bounded_and_blind_to_length_and_order(n, seed, tau):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import spawn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Normal
 
 from notan.errors import NotanError
@@ -20,6 +20,7 @@ from notan.methods.cmim import CMIM, example
 from notan.nets.build import build_encoder, load_encoder, save_encoder
 from notan.nets.mlp import MLP
 from notan.nets.vit import ViT
+from notan.views.random import normal
 
 NOW = Progress(3, 10, 0, 1)
 
@@ -94,12 +95,10 @@ def test_contrast_pushes_along_the_sphere_and_fades_with_temperature():
 
 def terms(method: CMIM, batch: dict) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """z, log p(x|z), log q and log P of each row, by torch.distributions."""
-    from notan.views.random import normal
-
     x = method.whole(batch).double()
     mu, log_sigma = method.posterior(x)
     z = mu + log_sigma.exp() * normal(batch["key"], "latent", 8)
-    log_px = -F.binary_cross_entropy_with_logits(method.decoder(z), x, reduction="none").sum((1, 2, 3))
+    log_px = -F.binary_cross_entropy(method.decoder.paint(z), x, reduction="none").sum((1, 2, 3))
     return z, log_px, Normal(mu, log_sigma.exp()).log_prob(z).sum(1), Normal(0.0, 1.0).log_prob(z).sum(1)
 
 
@@ -116,7 +115,7 @@ def test_objectives_agree_with_their_definitions():
     torch.testing.assert_close(vae(log_px, log_q, log_p), -log_px - 0.5 * (-2 * log_q + 2 * log_p))
 
 
-def test_without_the_contrast_training_is_bit_identical_to_mim():
+def test_the_contrast_is_all_that_cmim_adds():
     gradients = {}
     for objective in ("cmim", "mim"):
         method, batch = tiny(objective)
@@ -127,10 +126,27 @@ def test_without_the_contrast_training_is_bit_identical_to_mim():
     torch.testing.assert_close(cmim[1]["loss"] - mim[1]["loss"], cmim[1]["contrast"], rtol=1e-9, atol=1e-12)
     for a, b in zip(cmim[0], mim[0]):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
-    first, second = tiny("mim", tau=0.1), tiny("mim", tau=0.9)          # tau has no part in it, to the last bit
-    for method, batch in (first, second):
-        method.loss(batch, NOW)["loss"].backward()
-    assert all(torch.equal(a.grad, b.grad) for a, b in zip(first[0].parameters(), second[0].parameters()))
+
+
+def trained(objective: str, without: bool = False, **options) -> list[Tensor]:
+    """The weights after four steps, without equation 3's term if so asked."""
+    method, batch = tiny(objective, **options)
+    if without:
+        method.contrast = lambda z: z.new_zeros(len(z))
+    optimiser = torch.optim.AdamW(method.parameters(), lr=1e-2)
+    for step in range(4):
+        optimiser.zero_grad()
+        method.loss({**batch, "key": batch["key"] + step}, NOW)["loss"].backward()
+        optimiser.step()
+    return [p.detach() for p in method.parameters()]
+
+
+def test_without_the_contrast_training_is_bit_identical_to_mim():
+    mim = trained("mim")
+    for same in (trained("cmim", without=True), trained("mim", tau=0.9)):           # tau has no part in MIM
+        assert all(torch.equal(a, b) for a, b in zip(mim, same))
+    assert not all(torch.equal(a, b) for a, b in zip(mim, trained("cmim")))
+    assert not any(torch.equal(a, b) for a, b in zip(mim, tiny("mim")[0].parameters()))
 
 
 def test_a_mean_reconstruction_is_the_sum_over_its_values():
@@ -162,6 +178,99 @@ def test_the_autoencoder_has_no_variance_to_train():
     assert torch.equal(method.loss(batch, NOW)["loss"], method.loss(other, NOW)["loss"])
 
 
+# ---- precision -------------------------------------------------------------------------------------------------------
+
+def sharp(**options) -> tuple[CMIM, dict]:
+    """A float32 method whose sigma lies just above its floor, as after training."""
+    method, batch = tiny(**options)
+    with torch.no_grad():
+        method.log_sigma.weight.mul_(0.1)
+        method.log_sigma.bias.fill_(-8)
+    return method.float(), batch
+
+
+@pytest.mark.parametrize("objective", ["mim", "cmim", "vae"])
+def test_bf16_autocast_leaves_the_gradient_its_direction(objective):
+    found = []
+    for enabled in (False, True):
+        method, batch = sharp(objective=objective, tau=1.0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = method.loss(batch, NOW)
+        out["loss"].backward()
+        found.append({n: p.grad for n, p in method.named_parameters()})
+    for name, exact in found[0].items():
+        assert F.cosine_similarity(exact.flatten(), found[1][name].flatten(), dim=0) > 0.99, name
+
+
+def test_the_latent_arithmetic_is_at_least_float32():
+    method, batch = sharp()
+    seen = {}
+    decoder = method.decoder.log_prob
+    method.decoder.log_prob = lambda z, x: seen.setdefault("decoder", z.dtype) and decoder(z, x)
+    contrast = method.contrast
+    method.contrast = lambda z: seen.setdefault("contrast", contrast(z).dtype) and contrast(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert method.encoder.features(method.whole(batch)).dtype == torch.bfloat16
+        mu, log_sigma = method.posterior(method.whole(batch))
+        assert mu.dtype == log_sigma.dtype == torch.float32 and (log_sigma - -5.87).abs().max() < 0.1
+        method.loss(batch, NOW)
+    assert seen == {"decoder": torch.float32, "contrast": torch.float32}
+    method, batch = tiny()
+    assert {t.dtype for t in method.posterior(method.whole(batch))} == {torch.float64}
+
+
+def test_a_method_of_bf16_weights_runs():
+    """The posterior is float32 here too; what the decoder reads is in the dtype of its weights."""
+    method, batch = sharp()
+    out = method.bfloat16().loss({**batch, "image": method.whole(batch).bfloat16()}, NOW)
+    out["loss"].backward()
+    assert torch.isfinite(out["loss"])
+
+
+# ---- other decoders --------------------------------------------------------------------------------------------------
+
+class Convolutional(nn.Module):
+    """A code to 4 x 4 maps to 16 x 16 pixels, with normal pixels; its embedding is the mean over the last map."""
+
+    def __init__(self, latent: int) -> None:
+        super().__init__()
+        self.start = nn.Linear(latent, 6 * 16)
+        self.grow = nn.Sequential(nn.ReLU(), nn.ConvTranspose2d(6, 5, 2, stride=2), nn.ReLU(), nn.Upsample(scale_factor=2))
+        self.output = nn.Conv2d(5, 3, 1)
+
+    def maps(self, z: Tensor) -> Tensor:
+        return self.grow(self.start(z).view(-1, 6, 4, 4))
+
+    def hidden(self, z: Tensor, x: Tensor) -> Tensor:
+        return self.maps(z).mean((2, 3))
+
+    def log_prob(self, z: Tensor, x: Tensor) -> Tensor:
+        return Normal(self.output(self.maps(z)), 1.0).log_prob(x).sum((1, 2, 3))
+
+    def paint(self, z: Tensor) -> Tensor:
+        return self.output(self.maps(z)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_any_decoder_with_the_three_parts_can_take_the_place_of_the_own_one(reduction):
+    method, batch = tiny(recon_reduction=reduction, embedding="decoder")
+    method.decoder = Convolutional(8).double()
+    out = method.loss(batch, NOW)
+    out["loss"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in method.parameters())
+    x = method.whole(batch).double()
+    mu, log_sigma = method.posterior(x)
+    z = mu + log_sigma.exp() * normal(batch["key"], "latent", 8)
+    wanted = -method.decoder.log_prob(z, x).mean() / (1 if reduction == "sum" else 3 * 16 * 16)
+    torch.testing.assert_close(out["reconstruction"], wanted.detach())
+    h = method.encode(batch)
+    assert h.shape == (6, 5)
+    maps = method.decoder.maps(mu)
+    weight, bias = method.decoder.output.weight.flatten(1), method.decoder.output.bias
+    torch.testing.assert_close(h @ weight.T + bias, method.decoder.output(maps).mean((2, 3)))
+    assert all(p.shape == (6, 3, 16, 16) for p in method.pictures(batch).values())
+
+
 # ---- embeddings ------------------------------------------------------------------------------------------------------
 
 def test_informative_embedding_is_what_the_output_layer_reads():
@@ -170,7 +279,7 @@ def test_informative_embedding_is_what_the_output_layer_reads():
     assert h.shape == (6, 24) and torch.equal(h, again)
     mu, _ = method.posterior(method.whole(batch))
     logits = h @ method.decoder.output.weight.T + method.decoder.output.bias
-    torch.testing.assert_close(logits.view(-1, 3, 16, 16), method.decoder(mu))
+    torch.testing.assert_close(logits.sigmoid().view(-1, 3, 16, 16), method.decoder.paint(mu))
 
 
 @pytest.mark.parametrize("make", [lambda: MLP(16, hidden=[24, 20]), lambda: ViT(16, patch=4, dim=32, depth=1, heads=2)])

@@ -104,7 +104,8 @@ def _measure(arm: str, name: str, seed: int, quick: bool) -> dict[str, float]:
                  seed=seed, weight_decay=0.0, betas=(0.9, 0.999), warmup=0.05)
     fresh = built(1000 + seed, lambda: _make("infonce", data.info)).decoder
     mu = method.encode
-    kinds = {"mu": mu, "h": lambda b: method.decoder.hidden(mu(b)), "random h": lambda b: fresh.hidden(mu(b)),
+    kinds = {"mu": mu, "h": lambda b: method.decoder.hidden(mu(b), floats(b["image"])),
+             "random h": lambda b: fresh.hidden(mu(b), floats(b["image"])),
              "hidden": lambda b: method.encoder.base.features(floats(b["image"]))}
     scores = {k: probes(encode, train, test, k=5) for k, encode in kinds.items() if batch == 128 or k == "mu"}
     found = {f"{k} {probe}": value for k, both in scores.items() for probe, value in both.items()}

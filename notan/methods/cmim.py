@@ -2,8 +2,9 @@
 
 Livne, "cMIM: A Contrastive Mutual Information Framework for Unified Generative and Discriminative Representation
 Learning" (arXiv 2502.19642, 2025), and "Contrastive Mutual Information Learning: Toward Robust Representations without
-Positive-Pair Augmentations" (arXiv 2509.21511, 2025). Both state one method; this file holds it for pictures. It builds
-on the Mutual Information Machine: Livne, Swersky and Fleet, arXiv 1910.03175 and 2003.02645.
+Positive-Pair Augmentations" (arXiv 2509.21511, 2025). They are taken to state one method, which this file holds for
+pictures. Their texts could not be read: (3) and (4) are from the company's later code (NVIDIA KERMT, for molecules), (2)
+is A-MIM as in SentenceMIM (Livne, Swersky and Fleet, arXiv 2003.02645; the Mutual Information Machine is 1910.03175).
 
 **What it is.** An encoder gives each picture a Gaussian code, a decoder paints the picture back. Where a VAE rewards a
 *broad* posterior q, MIM rewards a *sharp* one, so the codes carry as much of the picture as they can and do not
@@ -17,7 +18,7 @@ positive, with similarity 1, so no second view is needed. For a batch of B pictu
     VAE, for comparison:  -log p(x|z) + log q(z|x) - log P(z);  autoencoder: -log p(x|mu)              (5)
 
 The mean in (3), where InfoNCE has a sum, keeps its value in [-log 2, 0] whatever the batch. *Informative embeddings*
-are the second idea: take the decoder's last hidden layer at mu(x) as features; it costs no training.
+are the second idea: take the decoder's last hidden layer as features, here at z = mu(x); it costs no training.
 
 **When it helps.** You want to generate, or reconstruct, *and* to have features, or you know of no augmentation that
 keeps the meaning of your pictures. The contrast is weak by design: at tau = 0.1 orthogonal codes leave 0.00005 nats of
@@ -30,7 +31,7 @@ wide posterior, so sigma soon lies at its floor of e^-6, and MIM is nearly an au
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -53,11 +54,19 @@ CARD = {
              "better for classification at equal reconstruction, with less need of a large batch than InfoNCE; the "
              "decoder's hidden layer is a better feature than the code.",
     "paper": "Reported as z-scores and ranks over MNIST-like picture sets and molecule properties (ESOL, FreeSolv, "
-             "Lipophilicity): ahead of MIM and InfoNCE. No plain accuracy is in the abstracts.",
+             "Lipophilicity): ahead of MIM and InfoNCE. No plain accuracy is in the abstracts. Contested in review: the "
+             "second paper was submitted to ICLR 2026 and not accepted; its reviewers name the small data, ranks in place "
+             "of accuracies, no ablation of tau, the code's size or informative embeddings, and few baselines.",
     "cost": "One pass through the encoder and one through a small decoder per picture.",
     "deviations": [
-        "Written from the abstracts, their reviews and the company's later code for molecules, as the papers' texts "
-        "could not be read: widths, tau and the size of the code for pictures are ours.",
+        "Written from the abstracts, their reviews and the company's later code for molecules (KERMT), as the papers' "
+        "texts could not be read. The two papers are taken to state one method, with the loss of that code.",
+        "From that code: the contrast, unit weights, tau 0.1 and the floor of sigma. Ours, for pictures: the widths, the "
+        "code of 64 values, AdamW at 1e-3 without decay, batch and epochs.",
+        "log p(x|z) is a sum over pixels, as the formula has it; that code takes the mean over tokens "
+        "(recon_reduction=mean is the counterpart, over pixels).",
+        "Informative embeddings are taken at z = mu(x), which is our choice.",
+        "KERMT's options that multiply log q and log P, or their gradients, by 1/d are not here (off by default there).",
         "Negatives are the codes of all processes; the company's code uses those of one device.",
         "The floor of sigma, e^-6, is approached smoothly; the company's code cuts off there, which ends the gradient.",
         "An exported encoder gives mu, also when embedding=decoder; `notan embed` gives what embedding says.",
@@ -82,15 +91,29 @@ RECIPES = {
 LOG_SIGMA_MIN = -6.0                                                    # part of the method: every term wants less sigma
 
 
+class Decoder(Protocol):
+    """What (2) asks of p(x|z); give `method.decoder` any module of these parts before you train it.
+
+    z: codes (B, d). x: pictures (B, C, S, S) in [0, 1]. `hidden` is what the output layer reads, one vector a picture
+    (a convolutional decoder averages it over places, an autoregressive one reads x).
+    """
+
+    def hidden(self, z: Tensor, x: Tensor) -> Tensor: ...               # informative embeddings (B, H)
+
+    def log_prob(self, z: Tensor, x: Tensor) -> Tensor: ...             # log p(x|z) summed over pixels (B,)
+
+    def paint(self, z: Tensor) -> Tensor: ...                           # the mean of p(x|z), (B, C, S, S) in [0, 1]
+
+
 class CMIM(nn.Module):
-    """A Gaussian code, a Bernoulli decoder, and a contrast of the codes.
+    """A Gaussian code, a decoder (`BernoulliDecoder`, or another assigned to `decoder`), and a contrast of the codes.
 
     objective: cmim (equation 4), mim (2), vae or ae (5).
     latent: size of the code.
     tau: temperature of the contrast (equation 3).
     recon_reduction: log p(x|z) as the sum over pixels, which equation 2 means, or their mean, as in the later code.
     embedding: what `encode` gives, the mean of the code (mu) or the decoder's last hidden layer there (decoder).
-    decoder_hidden: widths of the decoder.
+    decoder_hidden: widths of the Bernoulli decoder.
     """
 
     def __init__(
@@ -108,12 +131,12 @@ class CMIM(nn.Module):
         self.recon_reduction, self.embedding = recon_reduction, embedding
         self.encoder = Headed(encoder, latent)                          # features are mu, so an export gives mu
         self.log_sigma = nn.Linear(encoder.dim, latent).requires_grad_(objective != "ae")
-        self.decoder = BernoulliDecoder(latent, decoder_hidden, (encoder.channels, encoder.image_size))
+        self.decoder: Decoder = BernoulliDecoder(latent, decoder_hidden, (encoder.channels, encoder.image_size))
 
     def loss(self, batch: dict, progress: Progress) -> dict[str, Tensor]:
         x = self.whole(batch)                                           # (B, C, S, S)
         mu, log_sigma = self.posterior(x)                               # (B, d) each
-        noise = normal(batch["key"], "latent", self.latent).to(mu)
+        noise = normal(batch["key"], "latent", self.latent).to(mu)      # (B, d)
         z = mu if self.objective == "ae" else latent.sample(mu, log_sigma, noise)               # (1)
         log_px = self.log_px(z, x)                                      # (B,)
         log_qz, log_pz = latent.normal_log_prob(z, mu, log_sigma), latent.prior_log_prob(z)     # (B,)
@@ -131,23 +154,29 @@ class CMIM(nn.Module):
                 **{name: world.mean(t.detach().sum(), len(t)) for name, t in terms.items()}}
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and logarithm of the standard deviation of q(z|x), (B, d) each; sigma is at least e^-6."""
+        """Mean and logarithm of the standard deviation of q(z|x), (B, d) each; sigma is at least e^-6.
+
+        In float32 or better whatever the encoder computes in: bfloat16 would lose (z - mu) / sigma at a small sigma.
+        """
         h = self.encoder.base.features(x)                               # (B, D)
-        return self.encoder.linear(h), LOG_SIGMA_MIN + F.softplus(self.log_sigma(h) - LOG_SIGMA_MIN)
+        mu, raw = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (self.encoder.linear(h), self.log_sigma(h)))
+        return mu, LOG_SIGMA_MIN + F.softplus(raw - LOG_SIGMA_MIN)
 
     def log_px(self, z: Tensor, x: Tensor) -> Tensor:
-        """log p(x|z) of each picture, in nats: (B,)."""
-        log_px = self.decoder.log_prob(self.decoder.hidden(z), x)
+        """log p(x|z) of each picture, in nats: (B,). The decoder gets z in the dtype of the weights."""
+        log_px = self.decoder.log_prob(z.to(self.log_sigma.weight.dtype), x)
         return log_px if self.recon_reduction == "sum" else log_px / x[0].numel()
 
     def contrast(self, z: Tensor) -> Tensor:
-        """Equation 3, with codes of all ranks as negatives: (B,)."""
+        """Equation 3, with codes of all ranks as negatives, in the dtype of z also under autocast: (B,)."""
         own = world.offset(len(z)) + torch.arange(len(z), device=z.device)
-        return latent.self_contrast(z, tau=self.tau, bank=world.gather(z), own=own)
+        with torch.autocast(z.device.type, enabled=False):
+            return latent.self_contrast(z, tau=self.tau, bank=world.gather(z), own=own)
 
     def encode(self, batch: dict) -> Tensor:
-        mu = self.encoder.features(self.whole(batch))                   # (B, d)
-        return mu if self.embedding == "mu" else self.decoder.hidden(mu)
+        x = self.whole(batch)
+        mu = self.encoder.features(x)                                   # (B, d)
+        return mu if self.embedding == "mu" else self.decoder.hidden(mu, x)
 
     def whole(self, batch: dict) -> Tensor:
         return resize(floats(batch["image"]), self.encoder.image_size)  # (B, C, S, S)
@@ -158,11 +187,11 @@ class CMIM(nn.Module):
         x = self.whole(batch)
         mu = self.encoder.features(x)
         prior = normal(batch["key"], "prior", self.latent).to(mu)
-        return {"picture": x, "reconstruction": self.decoder(mu).sigmoid(), "sample": self.decoder(prior).sigmoid()}
+        return {"picture": x, "reconstruction": self.decoder.paint(mu), "sample": self.decoder.paint(prior)}
 
 
 class BernoulliDecoder(nn.Module):
-    """p(x|z) for pixels in [0, 1]. A decoder of anything else has the same two parts: `hidden` and `log_prob`."""
+    """Independent pixels in [0, 1] from a multilayer perceptron."""
 
     def __init__(self, latent: int, hidden: Sequence[int], shape: tuple[int, int]) -> None:
         super().__init__()
@@ -170,16 +199,18 @@ class BernoulliDecoder(nn.Module):
         layers: list[nn.Module] = []
         for d_in, d_out in zip([latent, *hidden], hidden):
             layers += [nn.Linear(d_in, d_out), nn.ReLU()]
-        self.hidden = nn.Sequential(*layers)                            # (B, d) -> (B, H)
+        self.layers = nn.Sequential(*layers)
         self.output = nn.Linear(hidden[-1], channels * side**2)
 
-    def log_prob(self, h: Tensor, x: Tensor) -> Tensor:
-        """log p(x|z) from the hidden layer (B, H) and pixels (B, C, S, S): (B,), summed over pixels."""
-        return latent.bernoulli_log_prob(self.output(h), x.flatten(1))
+    def hidden(self, z: Tensor, x: Tensor) -> Tensor:
+        return self.layers(z)
 
-    def forward(self, z: Tensor) -> Tensor:                             # (B, d) -> logits (B, C, S, S)
+    def log_prob(self, z: Tensor, x: Tensor) -> Tensor:
+        return latent.bernoulli_log_prob(self.output(self.layers(z)), x.flatten(1))
+
+    def paint(self, z: Tensor) -> Tensor:
         channels, side = self.shape
-        return self.output(self.hidden(z)).view(-1, channels, side, side)
+        return self.output(self.layers(z)).sigmoid().view(-1, channels, side, side)
 
 
 def _one_of(name: str, value: str, *known: str) -> None:
