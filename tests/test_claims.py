@@ -85,8 +85,8 @@ def spread(level: float, seed: int, noise: float = 0.002) -> float:
 
 
 def cmim(better: float = 0.0, rival: float = -0.05, change: float = 0.01, informative: float = 0.05, noise: float = 0.002,
-         nats: float = 100.0) -> dict:
-    """Made-up values: cMIM at 0.8 + `better`, InfoNCE `rival` from it, and so on."""
+         nats: float = 100.0, over_random: float = 0.0) -> dict:
+    """Made-up values: cMIM at 0.8 + `better`, InfoNCE `rival` from it, h `informative` above mu, and so on."""
     levels = {"ae": 0.8, "vae": 0.7, "mim": 0.8, "cmim 0.1": 0.8 + better, "cmim 0.5": 0.8, "cmim 1": 0.8,
               "infonce": 0.8 + better + rival}
     values: dict = {}
@@ -96,10 +96,11 @@ def cmim(better: float = 0.0, rival: float = -0.05, change: float = 0.01, inform
             for name in ("digits", "fashion-mnist"):
                 row[f"{name} nats"] = nats if arm == "cmim 0.1" else 100.0
                 for probe in ("knn", "ridge"):
-                    row |= {f"{name} mu {probe}": level, f"{name} random h {probe}": level,
+                    row |= {f"{name} mu {probe}": level, f"{name} random h {probe}": level - over_random,
+                            f"{name} hidden {probe}": level + 0.04,
                             f"{name} h {probe}": spread(level + informative, seed, noise)}
             values.setdefault(arm, {})[seed] = row
-    for arm, by in (("cmim 0.1", 0.01), ("infonce", 0.01 + change)):
+    for arm, by in (("cmim 0.1", 0.01), ("infonce", 0.01 + change), ("mim", 0.007)):
         for batch, sign in ((8, 0), (512, 1)):
             values[f"{arm}, B={batch}"] = {s: {"digits mu": spread(0.9, s, noise / 10) + sign * by} for s in range(10)}
     return values
@@ -137,7 +138,16 @@ CLEAR, LITTLE, BEHIND = (2, 3, 2.5, 2, 3), (1, -1, 0.5, -0.5, 0.2), (-2, -3, -2.
     ("cmim", cmim(better=0.03, rival=0.05), "refuted"),
     ("cmim", cmim(better=0.03, nats=110.0), "refuted"),
     ("cmim", cmim(better=0.03, informative=0.0), "open"),
-    ("cmim", cmim(better=0.03, change=-0.005), "open"),
+    ("cmim", cmim(better=0.03, change=-0.005), "refuted"),              # part 3 reversed
+    ("cmim", cmim(better=0.03, change=0.0, noise=0.02), "open"),
+    ("cmim", cmim(better=0.03, informative=-0.05), "refuted"),          # part 4 reversed, against mu and the control
+    ("cmim", cmim(better=0.03, informative=-0.05, over_random=0.2), "refuted"),     # against mu alone
+    ("cmim", cmim(better=0.03, over_random=-0.2), "refuted"),           # against the control alone
+    ("cmim", cmim(better=0.003, noise=0.0005), "confirmed"),            # a small gain is a gain
+    ("cmim", cmim(better=-0.03, rival=-0.05), "refuted"),
+    ("cmim", cmim(better=0.003, noise=0.0005, rival=0.0), "open"),
+    ("cmim", cmim(better=0.03, nats=90.0), "open"),                     # better reconstruction is not equal either
+    ("cmim", cmim(better=0.03, nats=98.5), "confirmed"),
     ("cmim", cmim(better=0.01, noise=0.2), "open"),
     ("hpm", hpm(0.03), "confirmed"),
     ("hpm", hpm(-0.03), "refuted"),
@@ -217,6 +227,23 @@ def test_the_pictures_of_hpm_are_as_stated():
     for fact in ("2,000 training", "4,000 labelled", "4,000 test", "240 steps: 16 epochs of 15 steps", "2.35 times"):
         assert fact in said
     assert claim.STEPS == 240 == 16 * (2_000 // 128) and claim.RATIO == 2.35
+
+
+@pytest.mark.parametrize("better", [-0.02, 0.0, 0.002, 0.02])
+@pytest.mark.parametrize("nats", [95.0, 100.0, 105.0])
+def test_no_values_both_confirm_and_refute_cmim(better, nats):
+    """Whatever the values, those that let every part hold meet no ground of refutation."""
+    from notan.claims import cmim as claim
+
+    for values in (cmim(better=better, nats=nats, noise=noise, change=change, informative=informative)
+                   for noise in (0.0005, 0.02) for change in (-0.01, 0.01) for informative in (-0.02, 0.02)):
+        parts, grounds = claim.weigh(values)
+        assert not (all(parts) and any(grounds))
+
+
+def test_the_sentence_of_cmim_shows_the_controls():
+    sentence = read_claim("cmim").judge(cmim(better=0.03, noise=0))[1]
+    assert "no pairs, by 0.7" in sentence and "minus the encoder's hidden layer: +1.0" in sentence
 
 
 def test_the_arms_are_those_that_are_stated():
