@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
 import torch
+from ranks import spawn
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.parallel import DistributedDataParallel
 
-from notan import catalogue
+from notan import catalogue, world
 from notan.errors import NotanError
 from notan.losses.info_nce import pixel_info_nce
 from notan.methods._example import images
@@ -16,6 +20,10 @@ from notan.methods._progress import Progress
 from notan.methods.pixpro import PixPro, cells, consistency, correspondence, example, propagate, spread
 from notan.nets.resnet import ResNet
 from notan.nets.teacher import cosine_decay
+from notan.runs.train import Step
+from notan.views import colour
+from notan.views.geometry import View, crop, crop_boxes
+from notan.views.random import bernoulli, fold
 
 START = Progress(step=0, steps=10, epoch=0, epochs=1)
 
@@ -40,6 +48,24 @@ def pixpro(**settings) -> PixPro:
 FULL = boxes([0, 0, 1, 1])
 Q = boxes([.1, .1, .6, .7], [.6, 0, .1, .5], [0, 0, .3, .3])
 K = boxes([.2, .2, .9, .9], [.3, .2, .8, .9], [.6, .6, 1, 1])
+
+
+def fixed(rows: slice = slice(None), **settings) -> PixPro:
+    """Three images with views Q and K, the last pair disjoint, and a target that is not the online network."""
+    method = pixpro(**settings)
+    for name, p in method.named_parameters():
+        if name.startswith("target_"):
+            p.data += 0.1 * wave(*p.shape, a=.7)
+    one, two = (images(6)["image"].double() / 255).chunk(2)
+    method.views = lambda batch: (View(one[rows], Q[rows]), View(two[rows], K[rows]))
+    return method
+
+
+def twice(method: PixPro) -> dict[str, Tensor]:
+    """The terms of views that are the same four whole images."""
+    view = View(images(4)["image"].double() / 255, FULL.expand(4, -1, -1))
+    method.views = lambda batch: (view, view)
+    return method.loss({}, START)
 
 
 # ---- golden numbers ------------------------------------------------------------------------------
@@ -143,6 +169,129 @@ def test_constant_similarities_of_pixcontrast():
     assert found.all() and loss.item() == pytest.approx(math.log(49), abs=1e-9)
 
 
+# ---- the assembled loss, line by line ------------------------------------------------------------
+
+GAMMA, TAU, THRESHOLD, SIDE = 3.0, 0.5, 1.1, 4                          # none of them a default
+
+
+def matches(one: Tensor, two: Tensor) -> list[tuple[int, int]]:
+    """The pairs of cells of two views (2, 3) of an image that are less than THRESHOLD larger diagonals apart."""
+    (w1, _, x1), (_, h1, y1) = one.tolist()
+    (w2, _, x2), (_, h2, y2) = two.tolist()
+    unit = max(math.hypot(w1 / SIDE, h1 / SIDE), math.hypot(w2 / SIDE, h2 / SIDE))
+    places = [((i % SIDE + 0.5) / SIDE, (i // SIDE + 0.5) / SIDE) for i in range(SIDE**2)]
+    return [(i, j) for i, (a, b) in enumerate(places) for j, (c, d) in enumerate(places)
+            if math.dist((x1 + a * w1, y1 + b * h1), (x2 + c * w2, y2 + d * h2)) / unit < THRESHOLD]
+
+
+def pixpro_of_an_image(x: Tensor, t: Tensor, pairs: list[tuple[int, int]], g: nn.Sequential) -> float:
+    """-2 mean of cos(y_i, t_j) over the pairs, y the propagated x; 0 without pairs."""
+    v = [g[0].weight.flatten(1) @ x_j + g[0].bias for x_j in x]
+    y = [sum(cosine_similarity(x_i, x_j, dim=0).clamp(min=0)**GAMMA * normalize(v_j, dim=0) for x_j, v_j in zip(x, v))
+         for x_i in x]
+    return -2 * sum(cosine_similarity(y[i], t[j], dim=0).item() for i, j in pairs) / (len(pairs) + 1e-6)
+
+
+def pixcontrast_of_an_image(x: Tensor, t: Tensor, pairs: list[tuple[int, int]]) -> float:
+    """Mean over the cells i with a positive of -log(sum over positives / sum over all cells of the other view)."""
+    e = [[math.exp(cosine_similarity(x_i, t_j, dim=0).item() / TAU) for t_j in t] for x_i in x]
+    valid = sorted({i for i, _ in pairs})
+    return sum(-math.log(sum(e[i][j] for k, j in pairs if k == i) / sum(e[i])) for i in valid) / len(valid)
+
+
+@pytest.mark.parametrize("task", ["pixpro", "pixcontrast"])
+def test_the_loss_is_the_formula(task):
+    method = fixed(task=task, alpha=0.5, gamma=GAMMA, tau=TAU, threshold=THRESHOLD)
+    (view1, _), (view2, _) = method.views({})
+    map1, map2 = method.encoder.maps(view1), method.encoder.maps(view2)
+    target1, target2 = method.target_encoder.maps(view1), method.target_encoder.maps(view2)
+    x1, x2 = cells(method.projector(map1)), cells(method.projector(map2))
+    t1, t2 = cells(method.target_projector(target1)), cells(method.target_projector(target2))
+    there = [matches(a, b) for a, b in zip(Q, K)]
+    back = [[(j, i) for i, j in pairs] for pairs in there]
+    assert there[0] and there[1] and not there[2]
+    if task == "pixpro":                                                # the mean is over all three images
+        one = sum(pixpro_of_an_image(x1[n], t2[n], there[n], method.g) for n in range(3)) / 3
+        two = sum(pixpro_of_an_image(x2[n], t1[n], back[n], method.g) for n in range(3)) / 3
+        pixel = one + two
+    else:                                                               # and here over the two that have a match
+        one = sum(pixcontrast_of_an_image(x1[n], t2[n], there[n]) for n in range(2)) / 2
+        two = sum(pixcontrast_of_an_image(x2[n], t1[n], back[n]) for n in range(2)) / 2
+        pixel = (one + two) / 2
+    p1, p2 = (method.instance_predictor(method.instance_projector(m)).mean((2, 3)) for m in (map1, map2))
+    i1, i2 = (method.target_instance_projector(m).mean((2, 3)) for m in (target1, target2))
+    instance = sum(-2 * cosine_similarity(p1[n], i2[n], dim=0) - 2 * cosine_similarity(p2[n], i1[n], dim=0)
+                   for n in range(3)).item() / 3
+    out = method.loss({}, START)
+    assert out["pixel"].item() == pytest.approx(pixel, rel=1e-7)        # it divides by a float32 count of pairs
+    assert out["instance"].item() == pytest.approx(instance, rel=1e-9)
+    assert out["loss"].item() == pytest.approx(pixel + 0.5 * instance, rel=1e-7)
+    assert out["overlap"].item() == pytest.approx(sum(len({i for i, _ in pairs}) for pairs in there) / (3 * SIDE**2))
+
+
+@pytest.mark.parametrize("settings", [{"propagate": False}, {"layers": 0, "gamma": 1e6}])
+def test_the_same_view_twice_gives_the_least_loss(settings):
+    """Online and target network are equal, y_i = x_i up to its length, and each cell matches itself alone."""
+    method = pixpro(alpha=1.0, **settings)
+    method.instance_predictor = nn.Identity()
+    assert {k: v.item() for k, v in twice(method).items() if k in ("loss", "pixel", "instance", "overlap")} == \
+        pytest.approx({"loss": -8, "pixel": -4, "instance": -4, "overlap": 1}, abs=1e-5)
+
+
+def test_cells_that_are_all_the_same_cost_pixcontrast_log_p():
+    method = pixpro(task="pixcontrast")
+    for projector in (method.projector, method.target_projector):
+        nn.init.zeros_(projector[-1].weight)
+        nn.init.ones_(projector[-1].bias)
+    assert twice(method)["loss"].item() == pytest.approx(math.log(16), abs=1e-9)
+
+
+def test_defaults_are_the_published_ones():
+    defaults = {n: p.default for n, p in inspect.signature(PixPro).parameters.items() if n != "encoder"}
+    assert defaults == {
+        "task": "pixpro", "pixel": 1.0, "alpha": 0.0, "propagate": True, "gamma": 2.0, "layers": 1, "threshold": 0.7,
+        "tau": 0.3, "momentum": 0.99, "hidden": 4096, "dim": 256, "crop": 0.08, "jitter": 1.0, "blur": (1.0, 0.1),
+        "solarise": 0.2}
+
+
+def test_views_are_byols_pair():
+    batch = images(64)
+    for view, which, blur, solarise in zip(pixpro().views(batch), (1, 2), (1.0, 0.1), (0.0, 0.2)):
+        key = fold(batch["key"], which)
+        at = crop_boxes(key, height=16, width=16, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+        x, affine = crop(batch["image"], at, bernoulli(key, "flip", 0.5), 16)
+        x = colour.jitter(x, key, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, p=0.8)
+        x = colour.grayscale(x, key, 0.2)
+        x = colour.blur(x, key, sigma=(0.1, 2.0), p=blur)
+        torch.testing.assert_close(view, View(colour.solarise(x, key, threshold=0.5, p=solarise), affine))
+
+
+# ---- one process = two processes ------------------------------------------------------------------
+
+CASES = [{"task": "pixcontrast"}, {"layers": 2}]
+
+
+def _one_step(rows: slice, settings: dict) -> dict[str, Tensor]:
+    """The terms and gradients of some of the three images."""
+    method = fixed(rows, **settings)
+    model = DistributedDataParallel(Step(method), broadcast_buffers=False) if world.active() else Step(method)
+    out = model({}, START)
+    out["loss"].backward()
+    grads = {f"grad {n}": p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+    return grads | {k: v.detach() for k, v in out.items()}
+
+
+def _on_ranks(rank: int, size: int) -> list[dict[str, Tensor]]:
+    return [_one_step((slice(0, 2), slice(2, 3))[rank], settings) for settings in CASES]
+
+
+def test_an_image_without_a_match_on_one_of_two_ranks():
+    """The first rank has the two images that match, the second the one that does not."""
+    alone = [_one_step(slice(None), settings) for settings in CASES]
+    for found in spawn(_on_ranks, 2):
+        torch.testing.assert_close(found, alone, rtol=1e-6, atol=1e-9)
+
+
 # ---- the method ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("settings", [{}, {"task": "pixcontrast"}, {"propagate": False}, {"layers": 0}, {"layers": 2},
@@ -173,8 +322,9 @@ def test_no_weight_at_all_is_refused():
         pixpro(pixel=0.0)
 
 
-def test_swapping_the_views_changes_nothing():
-    method = pixpro(alpha=1.0)
+@pytest.mark.parametrize("task", ["pixpro", "pixcontrast"])
+def test_swapping_the_views_changes_nothing(task):
+    method = pixpro(task=task, alpha=1.0)
     view1, view2 = method.views(images(8))
     a = method.loss(images(8), START)["loss"]
     method.views = lambda batch: (view2, view1)

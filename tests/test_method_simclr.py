@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from notan.errors import NotanError
 from notan.methods._example import images
 from notan.methods._progress import Progress
-from notan.methods.simclr import SimCLR, example
+from notan.methods.simclr import RECIPES, SimCLR, example
 from notan.nets.vit import ViT
+from notan.runs import optim
+from notan.views import colour
+from notan.views.geometry import crop, crop_boxes
+from notan.views.random import bernoulli, fold
 
 START = Progress()
 
@@ -93,6 +97,24 @@ def test_views_are_two_and_belong_to_the_key():
     other = method.view({**batch, "key": batch["key"] + 1}, 1)
     assert (first - other).abs().flatten(1).amax(1).gt(0.01).all()
     assert first.min() >= 0 and first.max() <= 1
+
+
+def test_views_are_the_papers():
+    """Appendix A: crop and flip, colour of strength 1, grey, blur, in this order."""
+    batch = images(64)
+    for which in (1, 2):
+        key = fold(batch["key"], which)
+        boxes = crop_boxes(key, height=16, width=16, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+        x = crop(batch["image"], boxes, bernoulli(key, "flip", 0.5), 16).pixels
+        x = colour.jitter(x, key, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, p=0.8)
+        x = colour.grayscale(x, key, 0.2)
+        torch.testing.assert_close(tiny().view(batch, which), colour.blur(x, key, sigma=(0.1, 2.0), p=0.5))
+
+
+def test_the_papers_rate_is_4_8_at_a_batch_of_4096():
+    paper = RECIPES["paper"]
+    assert paper["batch"] == 4096
+    assert optim.complete(paper["optimiser"], batch=4096, lr=None)["lr"] == pytest.approx(4.8)
 
 
 def test_without_random_operations_the_views_are_the_picture():
