@@ -67,7 +67,7 @@ def parser(argv: list[str]) -> argparse.ArgumentParser:
 DATA_HELP = "a folder (images by class, parquet, csv, jsonl), a `datasets` name or folder, or a built-in source"
 
 
-def _data_flags(p: argparse.ArgumentParser, default: str | None = "fashion-mnist") -> None:
+def _data_flags(p: argparse.ArgumentParser, default: str | None = "fashion-mnist", stream: bool = True) -> None:
     g = p.add_argument_group("data")
     g.add_argument("--data", default=default, help=DATA_HELP + " (default: %(default)s)")
     g.add_argument("--column", action="append", default=[], metavar="THEIRS=OURS", help="rename a column, e.g. photo=image")
@@ -75,6 +75,9 @@ def _data_flags(p: argparse.ArgumentParser, default: str | None = "fashion-mnist
                    help="side of the cached pictures (default: 96, never above their median side)")
     g.add_argument("--fit", choices=["crop", "pad", "squash"], default="crop", help="how pictures become square")
     g.add_argument("--cache-limit-gb", type=float, default=8.0, help="beyond it pictures are decoded on the fly")
+    if stream:
+        g.add_argument("--stream", action="store_true",
+                       help="read the rows as they are needed: for folders, table files and hub names that do not fit")
 
 
 def _budget_flags(p: argparse.ArgumentParser) -> None:
@@ -154,7 +157,7 @@ def _embed_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("run", metavar="RUN", help="a run folder, an encoder folder, or hf:NAME")
     p.add_argument("--out", type=Path, required=True, help="e.g. embeddings.parquet")
     p.add_argument("--split", choices=["train", "test"], default="train")
-    _data_flags(p, None)
+    _data_flags(p, None, stream=False)
 
 
 def _export_flags(p: argparse.ArgumentParser) -> None:
@@ -267,7 +270,7 @@ def _data_options(args: argparse.Namespace) -> dict[str, Any]:
             raise NotanError(f"--column {pair!r} has no '='", "THEIRS=OURS, e.g. photo=image", "write it so")
         renames[theirs] = ours
     return {"cache_side": args.cache_side, "fit": args.fit, "cache_limit_gb": args.cache_limit_gb,
-            "columns": renames or None}
+            "columns": renames or None} | ({"stream": True} if getattr(args, "stream", False) else {})
 
 
 def _console() -> Any:

@@ -1,5 +1,7 @@
 """The loader's position is (seed, epoch, step): resumed, split over ranks or made ahead, the batches are the same."""
 
+import subprocess
+import sys
 import threading
 import time
 from itertools import islice
@@ -143,3 +145,24 @@ def test_a_batch_of_fashion_size_takes_well_under_a_millisecond():
         loader.batch(step % loader.steps_per_epoch)
         times.append(time.perf_counter() - start)
     assert min(times) < 1e-3
+
+
+def test_the_thread_ends_before_the_process_does():
+    """Python kills daemon threads at its exit; inside of C++ (pyarrow reads a file) that would abort the process."""
+    code = """
+import time
+from notan.data.loader import ahead
+
+def slow():
+    for i in range(9):
+        print("begin", flush=True)
+        time.sleep(0.3)
+        print("end", flush=True)
+        yield i
+
+batches = ahead(slow(), 2)
+next(batches)
+time.sleep(0.1)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.count("begin") == out.count("end") == 2

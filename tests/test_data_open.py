@@ -223,7 +223,7 @@ def test_bad_numbers_and_columns_are_named(tmp_path):
     with pytest.raises(NotanError, match="did you mean 'image'"):
         open_data(path, columns={"x": "imag"})
     words = table(tmp_path, colour=["red", "blue"])
-    with pytest.raises(NotanError, match=r"columns colour, none of which.*--columns theirs=image"):
+    with pytest.raises(NotanError, match=r"columns colour, none of which.*--column theirs=image"):
         open_data(words)
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"no parquet")

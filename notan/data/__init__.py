@@ -8,7 +8,7 @@ from notan.data.columns import COLUMNS, DataInfo
 from notan.data.loader import Loader
 from notan.data.open import cache_root, open_data
 from notan.data.shards import shards_of
-from notan.data.stream import Stream
+from notan.data.stream import Stream, loader_of
 from notan.data.table import Data, Rows
 
-__all__ = ["COLUMNS", "Data", "DataInfo", "Loader", "Rows", "Stream", "cache_root", "open_data", "shards_of"]
+__all__ = ["COLUMNS", "Data", "DataInfo", "Loader", "Rows", "Stream", "cache_root", "loader_of", "open_data", "shards_of"]

@@ -29,6 +29,7 @@ from notan.errors import NotanError
 
 VERSION = 1  # of decoding: raise it when the same file would give other pixels
 CHUNK = 256
+HINT = ", after reading each once (--stream would not)"
 
 
 class Decoded(NamedTuple):
@@ -75,11 +76,12 @@ def decoded(pictures: Pictures, form: Form, root: Path, limit_gb: float) -> Deco
     size = len(pictures) * form.channels * form.side**2
     base = root / "pixels" / fingerprint(pictures, form)
     fits = size <= limit_gb * 1e9
-    note = "" if fits else f"{size / 1e9:.1f} GB of pixels pass the cache limit of {limit_gb:g} GB: decoded on the fly."
+    passed = f"{size / 1e9:.1f} GB of pixels pass the cache limit of {limit_gb:g} GB: decoded on the fly{HINT}."
+    note = "" if fits else passed
     try:
         return _through_cache(pictures, form, base, fits, note)
     except OSError as error:  # no room, no right to write: the cache is a convenience
-        note = f"The pixel cache {root} cannot be written ({error.strerror or error}): decoded on the fly."
+        note = f"The pixel cache {root} cannot be written ({error.strerror or error}): decoded on the fly{HINT}."
         return Decoded(OnTheFly(pictures, form), _bad(pictures, form), note)
 
 

@@ -71,7 +71,7 @@ def check_finite(name: str, values: Any) -> None:
         raise NotanError(
             f"column {name!r} has no finite value in {bad.sum():,} of {len(values):,} rows (first: row {rows})",
             "a number in every row",
-            f"fill or remove these rows, or leave the column out with --columns {name}=",
+            f"fill or remove these rows, or leave the column out with --column {name}=",
         )
 
 
@@ -180,6 +180,6 @@ def rename(found: list[str], columns: Mapping[str, str] | None) -> dict[str, lis
     for ours, sources in plan.items():
         if len(sources) > 1 and ours not in ("features", "attributes", "captions"):
             raise NotanError(
-                f"{' and '.join(sources)} would both become {ours!r}", "one", f"--columns {sources[1]}= leaves it out"
+                f"{' and '.join(sources)} would both become {ours!r}", "one", f"--column {sources[1]}= leaves it out"
             )
     return plan

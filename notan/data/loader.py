@@ -6,6 +6,7 @@ an undisturbed run would have given. A thread prepares the next batches while th
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -69,6 +70,10 @@ class Loader:
         batch["key"] = torch.from_numpy(keys.row_keys(self.seed, epoch, index))
         return batch
 
+    def skipped(self) -> str:
+        """Nothing: what cannot be read was named when the data was opened."""
+        return ""
+
     def _walk(self, step: int) -> Iterator[dict[str, Any]]:
         while True:
             yield self.batch(step)
@@ -122,6 +127,12 @@ def ahead(batches: Iterator[Any], depth: int) -> Iterator[Any]:
     def read() -> Iterator[Any]:
         thread = threading.Thread(target=work, name="notan-loader", daemon=True)
         thread.start()
+
+        def end() -> None:  # a thread that Python kills at its exit inside of C++ (pyarrow, torch) would abort the process
+            stop.set()
+            thread.join(timeout=10)
+
+        atexit.register(end)
         try:
             while True:
                 batch, error = made.get()
@@ -131,6 +142,7 @@ def ahead(batches: Iterator[Any], depth: int) -> Iterator[Any]:
                     return
                 yield batch
         finally:
-            stop.set()
+            end()
+            atexit.unregister(end)
 
     return read()

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from notan import catalogue
-from notan.data import folder, tables
+from notan.data import folder, streamed, tables
 from notan.data.build import build
 from notan.data.columns import COLUMNS
+from notan.data.find import KINDS, tables_of
 from notan.data.pictures import FITS, Pixels
 from notan.data.raw import Raw
 from notan.data.sources._fetch import Unreachable, say
@@ -28,7 +29,7 @@ def cache_root() -> Path:
 
 def open_data(
     spec: str | os.PathLike | Data, *, cache_side: int | None = None, fit: str = "crop", cache_limit_gb: float = 8,
-    columns: Mapping[str, str] | None = None, limit_bad: float = 0.01,
+    columns: Mapping[str, str] | None = None, limit_bad: float = 0.01, stream: bool = False,
 ) -> Data:  # fmt: skip
     """Open data for training and evaluation.
 
@@ -40,6 +41,10 @@ def open_data(
     above the median of their shorter sides; `fit` is crop, pad or squash; beside a `segmentation` they keep their size.
     They are decoded once into a memory-mapped cache, or on the fly where that would pass `cache_limit_gb`.
 
+    With `stream` the training rows are read in shards as they are needed, and nothing is copied or decoded before: a
+    folder of pictures, table files, or a hub name. `Data.train` and `Data.test` are then samples of at most 4,096 rows
+    each, for looks, probes, mean and std; training reads `Data.streamed` (see `streamed.py`).
+
     Raises NotanError: nothing found, no rows, missing labels, or more than the share `limit_bad` of pictures
     unreadable (those below are skipped and named in `notes`).
     """
@@ -49,30 +54,65 @@ def open_data(
         raise NotanError(f"fit {fit!r}", f"one of {', '.join(FITS)}", did_you_mean(fit, FITS))
     if cache_side is not None and cache_side < 1:
         raise NotanError(f"a cache side of {cache_side} pixels", "at least 1")
+    if stream:
+        return streamed.open_stream(_streamed(str(spec), columns), cache_root(), cache_side=cache_side, fit=fit,
+                                    cache_limit_gb=cache_limit_gb, limit_bad=limit_bad)  # fmt: skip
     raw = read(str(spec), columns)
     return build(raw, cache_root(), cache_side=cache_side, fit=fit, cache_limit_gb=cache_limit_gb, limit_bad=limit_bad)
 
 
 def read(spec: str, columns: Mapping[str, str] | None = None) -> Raw:
     """Find the data and its columns; pictures are not opened yet."""
-    sources = catalogue.sources()
-    path = Path(spec).expanduser()
-    if spec in sources:
+    kind, path = _kind(spec)
+    if kind == "source":
         if columns:
-            raise NotanError(f"{spec} is a built-in source: it has no columns to rename", "", "leave out --columns")
-        return _source(spec, sources)
+            raise NotanError(f"{spec} is a built-in source: it has no columns to rename", "", "leave out --column")
+        return _source(spec, catalogue.sources())
+    if kind == "saved":
+        return tables.read_saved(path, columns)
+    if kind == "folder":
+        return _folder(path, columns)
+    if kind == "file":
+        return tables.read_files(path.stem, {"train": [path]}, columns, cache_root())
+    return tables.read_hub(spec, columns, did_you_mean(spec, catalogue.sources()))
+
+
+def _kind(spec: str) -> tuple[str, Path]:
+    """What `spec` names: "source", "saved" (by `datasets`), "folder", "file" or, where it may be a name, "hub"."""
+    sources, path = catalogue.sources(), Path(spec).expanduser()
+    if spec in sources:
+        return "source", path
     if path.is_dir():
-        return _folder(path.resolve(), columns)
+        saved = (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists()
+        return "saved" if saved else "folder", path.resolve()
     if path.is_file():
-        if path.suffix.lower() not in tables.KINDS:
-            raise NotanError(f"{spec} is a {path.suffix or 'file without suffix'}", f"a folder, or one of {_kinds()}")
-        return tables.read_files(path.stem, {"train": [path.resolve()]}, columns, cache_root())
+        if path.suffix.lower() not in KINDS:
+            seen = f"{spec} is a {path.suffix or 'file without suffix'}"
+            raise NotanError(seen, f"a folder, or one of {', '.join(KINDS)}")
+        return "file", path.resolve()
     advice = did_you_mean(spec, sources)
-    looks_like_path = spec.startswith((".", "/", "~")) or spec.count("/") > 1 or path.suffix.lower() in tables.KINDS
+    looks_like_path = spec.startswith((".", "/", "~")) or spec.count("/") > 1 or path.suffix.lower() in KINDS
     if looks_like_path or ("/" not in spec and advice.startswith("did you mean")) or not spec:
         raise NotanError(f"there is no file, folder or built-in source {spec!r}",
                          "a path, a source of `notan list data`, or a `datasets` name", advice)  # fmt: skip
-    return tables.read_hub(spec, columns, advice)
+    return "hub", path
+
+
+def _streamed(spec: str, columns: Mapping[str, str] | None) -> streamed.Found:
+    """Find the data and its shards."""
+    kind, path = _kind(spec)
+    if kind in ("source", "saved"):
+        why = "a built-in source" if kind == "source" else "read from disk as it is"
+        raise NotanError(f"{spec} is {why}: it needs no streaming", "table files, a folder of pictures, or a hub name",
+                         "leave out --stream")  # fmt: skip
+    if kind == "hub":
+        return streamed.hub(spec, columns, did_you_mean(spec, catalogue.sources()))
+    files, notes = tables_of(path) if kind == "folder" else ({"train": [path]}, [])
+    if files:
+        name = path.name if kind == "folder" else path.stem
+        return streamed.files(name, files, columns, cache_root(), notes)
+    _no_columns(path, columns)
+    return streamed.pictures(path)
 
 
 def _source(name: str, sources: dict[str, dict[str, Any]]) -> Raw:
@@ -104,43 +144,15 @@ def _source(name: str, sources: dict[str, dict[str, Any]]) -> Raw:
 
 
 def _folder(path: Path, columns: Mapping[str, str] | None) -> Raw:
-    if (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
-        return tables.read_saved(path, columns)
-    folders, notes = folder.split_folders(path)
-    files, others = folder.picture_files(path)
-    tabular = {name: _tables_in(where) for name, where in folders.items()}
-    if files and not any(paths and paths[0].stem == "metadata" for paths in tabular.values()):
-        if columns:
-            raise NotanError(f"{path} is a folder of pictures: it has no columns to rename", "", "leave out --columns")
+    files, notes = tables_of(path)
+    if not files:
+        _no_columns(path, columns)
         return folder.read_pictures(path)
-    if list(folders) == ["train"]:  # train.parquet, test.parquet side by side
-        tabular = _by_name(tabular["train"])
-    if any(tabular.values()):
-        raw = tables.read_files(path.name, {n: p for n, p in tabular.items() if p}, columns, cache_root())
-        raw.notes += notes
-        return raw
-    there = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
-    raise NotanError(
-        f"{path} has no pictures and no tables" + (f" (it has {there})" if there else ": it is empty"),
-        f"pictures (jpg, png, ...) in one folder per class, or files of {_kinds()}",
-    )
+    raw = tables.read_files(path.name, files, columns, cache_root())
+    raw.notes += notes
+    return raw
 
 
-def _tables_in(where: Path) -> list[Path]:
-    found = sorted(p for p in where.rglob("*") if p.suffix.lower() in tables.KINDS and not p.name.startswith("."))
-    named = [p for p in found if p.stem == "metadata"]
-    return named[:1] or found
-
-
-def _by_name(paths: list[Path]) -> dict[str, list[Path]]:
-    """Files named after splits (train-00000-of-00002.parquet, test.csv), else all of them as one table."""
-    word = {path: path.stem.lower().replace("_", "-").split("-")[0].split(".")[0] for path in paths}
-    train, test = folder.pick_splits(list(word.values()))
-    if not train:
-        return {"train": paths}
-    names = {"train": train} | ({"test": test} if test else {})
-    return {name: [p for p in paths if word[p] == w] for name, w in names.items()}
-
-
-def _kinds() -> str:
-    return ", ".join(tables.KINDS)
+def _no_columns(path: Path, columns: Mapping[str, str] | None) -> None:
+    if columns:
+        raise NotanError(f"{path} is a folder of pictures: it has no columns to rename", "", "leave out --column")

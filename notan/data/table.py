@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from torch import Tensor
 
 from notan.data.columns import COLUMNS, DataInfo
 from notan.errors import NotanError
+
+if TYPE_CHECKING:
+    from notan.data.pictures import Form
+    from notan.data.shards import Shard
 
 
 class Rows:
@@ -76,15 +80,33 @@ class Rows:
         return self.name_of(int(row if self.index is None else self.index[row]))
 
 
+class Streamed(NamedTuple):
+    """Training rows that are read as they are needed: what `loader_of` makes a `Stream` of."""
+
+    shards: list[Shard]
+    form: Form | None  # of pictures
+    columns: tuple[str, ...]
+    limit_bad: float  # the share of pictures that may be unreadable
+
+
 @dataclass(frozen=True)
 class Data:
-    """A data set, split and ready: `fingerprint` changes when rows, labels, pixels or the split do."""
+    """A data set, split and ready: `fingerprint` changes when rows, labels, pixels or the split do.
+
+    Where the training rows are `streamed`, `train` is a sample of them and `test` one of the test rows.
+    """
 
     train: Rows
     test: Rows
     info: DataInfo
     fingerprint: str
     notes: list[str] = field(default_factory=list)  # what a user should know: skipped rows, the split, the fall-back
+    streamed: Streamed | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are to train on."""
+        return len(self.train) if self.streamed is None else self.info.rows
 
 
 def tensors(name: str, values: Any) -> dict[str, Any]:

@@ -9,34 +9,34 @@ from typing import Any
 
 import numpy as np
 
-from notan.data.columns import COLUMNS, rename
-from notan.data.folder import pick_splits
+from notan.data.columns import COLUMNS
+from notan.data.find import KINDS, choose_splits, one_kind
+from notan.data.hub import asking, silence
 from notan.data.pictures import Encoded, Files, Pixels, stamp_of
+from notan.data.plan import plan_of, values_of
 from notan.data.raw import Raw
 from notan.errors import NotanError
-
-KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 
 
 def read_files(name: str, files: Mapping[str, Sequence[Path]], columns: Mapping[str, str] | None, cache: Path) -> Raw:
     """Table files of one kind, by split. Paths of pictures in them are relative to the folder of the first file."""
     every = [path for paths in files.values() for path in paths]
-    kinds = {path.suffix.lower() for path in every}
-    if len(kinds) > 1:
-        seen = f"{name} holds {' and '.join(sorted(kinds))} files"
-        raise NotanError(seen, "files of one kind", "name one of the files")
-    suffix = kinds.pop()
+    suffix = one_kind(name, every)
     extra: dict[str, Any] = {"sep": "\t"} if suffix == ".tsv" else {}
     import datasets
 
-    with _silence():
+    with silence():
         try:
             found = datasets.load_dataset(
                 KINDS[suffix], data_files={split: [str(p) for p in paths] for split, paths in files.items()},
                 cache_dir=str(cache / "datasets"), **extra,
             )  # fmt: skip
         except Exception as error:  # whatever a parser can raise
-            cause = str(error.__cause__ or error).splitlines()[0][:200]
+            cause = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0][:200]
+            if "space" in cause.lower() and isinstance(error.__cause__ or error, OSError):
+                raise NotanError(f"{name} does not fit on the disk of {cache} ({cause})", "room for a copy of the tables",
+                                 "free some space, set NOTAN_CACHE to another disk, or read the files where they are: "
+                                 "--stream") from error  # fmt: skip
             raise NotanError(f"{every[0]} cannot be read as {KINDS[suffix]} ({cause})", f"a {suffix} file") from error
     return from_splits(name, dict(found), columns, every[0].parent, stamp_of(sorted(map(str, every))))
 
@@ -58,15 +58,8 @@ def read_hub(spec: str, columns: Mapping[str, str] | None, advice: str) -> Raw:
     import datasets
 
     name, _, config = spec.partition(":")
-    try:
-        with _silence():
-            found = datasets.load_dataset(name, config or None)
-    except Exception as error:  # names, networks, configurations
-        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise NotanError(
-            f"{spec!r} is no built-in source, no file and no folder here, and the `datasets` hub says: {said}",
-            "a source of `notan list data`, a path, or a hub name", advice,
-        ) from error  # fmt: skip
+    with asking(name, spec, advice):
+        found = datasets.load_dataset(name, config or None)
     return from_splits(spec, dict(found), columns, Path(), " ".join(d._fingerprint for d in found.values()))
 
 
@@ -74,31 +67,17 @@ def from_splits(
     name: str, splits: Mapping[str, Any], columns: Mapping[str, str] | None, base: Path, stamp: str
 ) -> Raw:
     """`datasets.Dataset`s by split name -> Raw."""
-    train, test = pick_splits(list(splits))
-    if not train:
-        train = next(s for s in splits if s != test) if len(splits) > 1 or not test else test
-    test = test if test != train else ""
-    notes = [f"Splits not used: {', '.join(sorted(left))}."] if (left := set(splits) - {train, test}) else []
-    chosen = {"train": splits[train]} | ({"test": splits[test]} if test else {})
+    named, notes = choose_splits(list(splits))
+    chosen = {split: splits[theirs] for split, theirs in named.items()}
     for split, dataset in chosen.items():
         if not len(dataset):
             raise NotanError(f"{name}: the {split} split has no rows", "at least one row")
     found = list(chosen["train"].column_names)
-    plan = rename(found, columns)
-    if not set(plan) - {"label", "target", "group", "attributes"}:
-        plan |= _numbers(chosen["train"], plan, columns or {})
-    if not set(plan) - {"label", "target", "group", "attributes"}:
-        raise NotanError(
-            f"{name} has the columns {', '.join(found)}, none of which Notan knows",
-            f"one of {', '.join(c for c in COLUMNS if not COLUMNS[c].light)}",
-            "say what a column is: --columns theirs=image (or text, features, ...)",
-        )
-    unused = sorted(set(found) - {theirs for sources in plan.values() for theirs in sources})
-    if unused:
-        notes.append(f"Columns not used: {', '.join(unused)} (--columns {unused[0]}=NAME says what one is).")
+    plan, said = plan_of(name, found, _numeric(chosen["train"]), columns)
+    notes += said
     tables: dict[str, dict[str, Any]] = {split: {} for split in chosen}
     classes: tuple[str, ...] = ()
-    for ours, theirs in ((name, plan[name]) for name in COLUMNS if name in plan):
+    for ours, theirs in plan.items():
         absent = [s for s, d in chosen.items() if set(theirs) - set(d.column_names)]
         if absent:
             notes.append(f"Column {theirs[0]} is not in the {absent[0]} split and is left out.")
@@ -129,12 +108,12 @@ def encode_labels(
             raise NotanError(
                 f"column 'label' is empty or NaN in {len(missing):,} of {len(column):,} rows of the {split} split "
                 f"(first: row {rows})", "a label in every row",
-                "fill or remove these rows, or leave the column out with --columns label=",
+                "fill or remove these rows, or leave the column out with --column label=",
             )  # fmt: skip
         fractions = [value for value in column if isinstance(value, float)]
         if fractions:
             raise NotanError(f"column 'label' holds fractions such as {fractions[0]}", "class names or whole numbers",
-                             "for a number to predict: --columns label=target")  # fmt: skip
+                             "for a number to predict: --column label=target")  # fmt: skip
     if names:
         return tuple(names), {split: np.asarray(column, dtype=np.int64) for split, column in clean.items()}
     every = {value for column in clean.values() for value in column}
@@ -165,13 +144,9 @@ def _class_names(dataset: Any, column: str) -> list[str]:
     return list(getattr(dataset.features[column], "names", None) or [])
 
 
-def _numbers(dataset: Any, plan: Mapping[str, list[str]], columns: Mapping[str, str]) -> dict[str, list[str]]:
-    """A table with nothing but numbers: all that have no other use become `features`."""
-    used = {theirs for sources in plan.values() for theirs in sources} | set(columns)
-    numeric = ("int", "uint", "float", "double")
+def _numeric(dataset: Any) -> list[str]:
     dtypes = {name: str(getattr(feature, "dtype", "")) for name, feature in dataset.features.items()}
-    found = [name for name, dtype in dtypes.items() if name not in used and dtype.startswith(numeric)]
-    return {"features": found} if found else {}
+    return [name for name, dtype in dtypes.items() if dtype.startswith(("int", "uint", "float", "double"))]
 
 
 def _values(dataset: Any, column: str) -> list[Any]:
@@ -181,18 +156,7 @@ def _values(dataset: Any, column: str) -> list[Any]:
 def _column(dataset: Any, ours: str, theirs: list[str], base: Path, stamp: str) -> Any:
     if COLUMNS[ours].picture:
         return _pictures(dataset, theirs[0], base, stamp)
-    columns = [_values(dataset, name) for name in theirs]
-    if ours == "captions":
-        return columns[0] if len(columns) == 1 else [list(row) for row in zip(*columns)]
-    if COLUMNS[ours].dtype == "str" or COLUMNS[ours].padded:
-        return columns[0]
-    try:
-        found = [np.array([np.nan if v is None else v for v in column], dtype=np.float64) for column in columns]
-    except (ValueError, TypeError) as error:
-        raise NotanError(f"column {theirs[0]!r} cannot become {ours!r} ({error})", COLUMNS[ours].shape) from error
-    if ours in ("features", "attributes"):
-        return np.concatenate([x.reshape(len(x), -1) for x in found], axis=1).astype(np.float32)
-    return found[0]
+    return values_of(ours, theirs[0], [_values(dataset, name) for name in theirs])
 
 
 def _pictures(dataset: Any, column: str, base: Path, stamp: str) -> Any:
@@ -225,19 +189,3 @@ def as_pixels(array: np.ndarray, column: str) -> np.ndarray:
     elif array.shape[3] in (1, 3) and array.shape[1] not in (1, 3):
         array = array.transpose(0, 3, 1, 2)
     return np.ascontiguousarray(array, dtype=np.uint8)
-
-
-class _silence:
-    """No progress bars of `datasets` while a table is read."""
-
-    def __enter__(self) -> None:
-        import datasets
-
-        self.shown = datasets.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-
-    def __exit__(self, *error: object) -> None:
-        import datasets
-
-        if self.shown:
-            datasets.enable_progress_bars()

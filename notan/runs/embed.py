@@ -37,6 +37,9 @@ def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Pat
     if split not in ("train", "test"):
         raise NotanError(f"there is no split {split!r}", "train or test")
     opened = open_data(data, **(data_options or {}))
+    if opened.streamed is not None:
+        raise NotanError(f"{opened.info.name} is streamed: only a sample of its rows is at hand", "all rows, to embed them",
+                         "open it without streaming (pictures beyond the cache's limit are decoded on the fly)")
     rows = opened.train if split == "train" else opened.test
     encode = encoding(run)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from notan import catalogue, world
-from notan.data import Data, Loader, open_data
+from notan.data import Data, Loader, Stream, loader_of, open_data
 from notan.errors import NotanError
 from notan.nets.build import save_encoder
 from notan.nets.norm import has_batch_statistics
@@ -66,7 +66,7 @@ def train(method: str, data: str | Data = "fashion-mnist", *, out: str | Path | 
     accelerator = machine.join(precision)
     opened = _open(data, data_options)
     asked = configs.resolve(
-        method, data=spec, data_options=data_options, rows=len(opened.train), recipe=recipe, seed=seed, steps=steps,
+        method, data=spec, data_options=data_options, rows=opened.rows, recipe=recipe, seed=seed, steps=steps,
         epochs=epochs, minutes=minutes, batch=batch, lr=lr, encoder=encoder, settings=settings, clip=clip,
         accumulate=accumulate, precision=precision, compile=compile, threads=threads, deterministic=deterministic,
         log_every=log_every, probe_every=probe_every, save_every=save_every)
@@ -120,8 +120,8 @@ def _run(config: Config, data: Data, folder: Path, accelerator: Accelerator, hea
     """Everything between a settled config and a finished run folder."""
     method = build_method(config, data.info)
     _check_accumulation(config, method)
-    loader = Loader(data.train, batch_size=config.batch, seed=config.seed, batches=getattr(method, "batches", None),
-                    rank=world.rank(), size=world.size())
+    loader = loader_of(data, batch_size=config.batch, seed=config.seed, batches=getattr(method, "batches", None),
+                       rank=world.rank(), size=world.size())
     method.to(accelerator.device)
     stepper = None
     if any(p.requires_grad for p in method.parameters()):
@@ -164,7 +164,7 @@ def _run(config: Config, data: Data, folder: Path, accelerator: Accelerator, hea
         teller.close()
 
 
-def _loop(config: Config, stepper: Stepper, loader: Loader, start: int, watch: Watch, teller: Teller, profile: Profile,
+def _loop(config: Config, stepper: Stepper, loader: Loader | Stream, start: int, watch: Watch, teller: Teller, profile: Profile,
           save: Callable[[int], None], heard: Callable[[], str]) -> None:
     """The loop. `n` counts from 0; after step n, `done` = n + 1 steps are done."""
     steps = config.steps or 0
@@ -187,6 +187,8 @@ def _loop(config: Config, stepper: Stepper, loader: Loader, start: int, watch: W
                 teller.tell(done, stepper.rate(n), seen)
             while watch.alarms:
                 teller.alarm(done, *watch.alarms.pop(0))
+            if (due or stop or done == steps) and (skipped := loader.skipped()):
+                teller.alarm(done, "unreadable", skipped)
         with profile("save"):
             if due or stop:
                 save(done)
@@ -195,7 +197,7 @@ def _loop(config: Config, stepper: Stepper, loader: Loader, start: int, watch: W
             raise Stopped(f"{stop}: saved at step {done} of {steps}")
 
 
-def _measured(config: Config, stepper: Stepper | None, loader: Loader, device: torch.device) -> Config:
+def _measured(config: Config, stepper: Stepper | None, loader: Loader | Stream, device: torch.device) -> Config:
     """`config` with threads, and the steps of a minutes budget, settled by timing steps that are undone afterwards."""
     if stepper is None:
         return replace(config, steps=0, threads=config.threads or torch.get_num_threads())
@@ -234,7 +236,7 @@ def _explained(bad: NotFinite, config: Config, folder: Path, method: nn.Module, 
     step, terms = bad.step, bad.terms
     place, named = folder / "debug" / f"step-{step:08d}", first_bad(method)
     if world.is_main():
-        whole = Loader(data.train, batch_size=config.batch, seed=config.seed, batches=getattr(method, "batches", None))
+        whole = loader_of(data, batch_size=config.batch, seed=config.seed, batches=getattr(method, "batches", None))
         dump(place, method, whole.batch(step), bad.progress, bad.seed, terms)
         if not (folder / "config.yaml").exists():                       # while a minutes budget was being timed
             facts = {"info": asdict(data.info), "fingerprint": data.fingerprint}
