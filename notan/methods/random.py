@@ -30,6 +30,10 @@ CARD = {
 }
 
 RECIPES = {
+    "paper": {
+        "encoder": {"name": "resnet50", "stem": "imagenet"},
+        "optimiser": {"name": "sgd", "lr": 0.0}, "batch": 256, "epochs": 0, "warmup": 0.0, "method": {},
+    },
     "small": {
         "encoder": {"name": "vit", "patch": 4, "dim": 128, "depth": 4, "heads": 4, "pool": "mean"},
         "optimiser": {"name": "sgd", "lr": 0.0}, "batch": 256, "epochs": 0, "warmup": 0.0, "method": {},

@@ -37,6 +37,11 @@ CARD = {
 }
 
 RECIPES = {
+    "paper": {                                                          # He et al. 2016, section 3.4
+        "encoder": {"name": "resnet50", "stem": "imagenet"},
+        "optimiser": {"name": "sgd", "lr": 0.1, "lr_rule": "linear256", "momentum": 0.9, "weight_decay": 1e-4},
+        "batch": 256, "epochs": 90, "warmup": 0.05, "method": {"crop": 0.08},
+    },
     "small": {
         "encoder": {"name": "resnet10", "width": 32, "stem": "imagenet", "last_group": 3},
         "optimiser": {"name": "adamw", "lr": 2e-3, "betas": [0.9, 0.95], "weight_decay": 0.05},

@@ -78,7 +78,8 @@ def fit(x: Tensor, targets: Tensor, grid: tuple[float, ...] = GRID) -> Fit:
 def scores(probe: Fit, x: Tensor) -> Tensor:
     """(N, D) -> (N, K) float64."""
     check_finite(x, "test features")
-    return ((x.double() - probe.mean) / probe.std) @ probe.weight + probe.bias
+    weight = probe.weight / probe.std.unsqueeze(1)                      # (D, K): standardising costs nothing per row
+    return x.double() @ weight + (probe.bias - probe.mean @ weight)
 
 
 def accuracies(guess: Tensor, truth: Tensor) -> dict[str, float]:

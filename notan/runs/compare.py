@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from notan import __version__, catalogue
 from notan.data import Data, open_data
@@ -27,6 +26,7 @@ from notan.runs import study as studies
 from notan.runs.build import check_columns
 from notan.runs.checkpoint import write_text
 from notan.runs.folder import Run
+from notan.runs.log import Profile
 from notan.runs.report import write_report
 from notan.runs.statistics import finite
 from notan.runs.train import train
@@ -71,24 +71,28 @@ def compare(arms: list[str], data: str | Data = "fashion-mnist", *, out: str | P
     _check(todo, opened, baseline, seeds)
     todo += _references(todo, opened, supervised, encoder, recipe)
     budget = {"steps": steps, "epochs": epochs, "minutes": minutes if steps or epochs or minutes else MINUTES}
+    spent = Profile()
     for seed in range(seeds):
         for arm in todo:
             first = arm.runs[0].settings if arm.runs else None
             given = {"steps": 0} if arm.kind == "random" else {"steps": first.steps} if first else budget
-            arm.runs.append(train(
-                arm.slug, opened, out=out / "runs" / _folder(arm.label) / f"seed{seed}", seed=seed, batch=batch,
-                encoder=arm.encoder or encoder, recipe=recipe, precision=precision, threads=first.threads if first else threads,
-                settings=arm.settings, data_options=data_options, console=console, title=f"{arm.label} seed {seed}",
-                **given))
-    study = _measure(todo, opened, rows, baseline, console)
+            with spent("training"):
+                arm.runs.append(train(
+                    arm.slug, opened, out=out / "runs" / _folder(arm.label) / f"seed{seed}", seed=seed, batch=batch,
+                    encoder=arm.encoder or encoder, recipe=recipe, precision=precision,
+                    threads=first.threads if first else threads, settings=arm.settings, data_options=data_options,
+                    console=console, title=f"{arm.label} seed {seed}", **given))
+    study = _measure(todo, opened, rows, baseline, console, spent)
     study["seconds"] = time.perf_counter() - started
+    study["profile"] = _profile(todo, spent, study["seconds"])
     study["across"] = across
     study["verdict"] = studies.verdict(study, across)
     _write(study, todo, out)
     console.print(studies.render_table(study))
     for line in study["verdict"]:
         console.print(line)
-    console.print(f"\nreport: {out / 'report.html'}   encoders: {out / 'encoders'}   {study['seconds']:.0f} s in all")
+    console.print(f"\n{_shares(study['profile'])}", style="dim", highlight=False)
+    console.print(f"report: {out / 'report.html'}   encoders: {out / 'encoders'}   {study['seconds']:.0f} s in all")
     return study
 
 
@@ -123,8 +127,24 @@ def _references(arms: list[Arm], data: Data, supervised: bool, encoder: str | No
     return found + [Arm(f"random weights ({_name(spec)})", "random", {}, "random", spec) for spec in specs.values()]
 
 
-def _measure(arms: list[Arm], data: Data, rows: studies.Rowset, baseline: str, console: Console) -> dict[str, Any]:
-    """Probe raw pixels and every arm; pair the seeds."""
+def _profile(arms: list[Arm], spent: Profile, seconds: float) -> dict[str, float]:
+    """Seconds of this comparison by what they went into; runs that were finished before count what they took then."""
+    summaries = [run.summary for arm in arms for run in arm.runs]
+    steps = sum(s.get("profile", {}).get("step", 0.0) for s in summaries)
+    runs = max(spent.seconds.pop("training"), sum(s["seconds_in_all"] for s in summaries))
+    parts = {"forward, backward, optimiser": steps, "the rest of the runs": runs - steps, **spent.seconds}
+    return {**parts, "start and report": max(0.0, seconds - sum(parts.values()))}
+
+
+def _shares(profile: dict[str, float]) -> str:
+    """`Time: forward, backward, optimiser 93%; embedding rows 3%; ...`"""
+    whole = sum(profile.values())
+    return "Time: " + "; ".join(f"{name} {s / whole:.1%}" for name, s in profile.items()) + "."
+
+
+def _measure(arms: list[Arm], data: Data, rows: studies.Rowset, baseline: str, console: Console,
+             spent: Profile) -> dict[str, Any]:
+    """Probe raw pixels and every arm; pair the seeds. Where the time goes is added to `spent`."""
     seeds = len(arms[0].runs)
     study: dict[str, Any] = {
         "title": f"{', '.join(a.label for a in arms if a.kind == 'method')} on {data.info.name}", "baseline": baseline,
@@ -135,14 +155,21 @@ def _measure(arms: list[Arm], data: Data, rows: studies.Rowset, baseline: str, c
     }
     protocols: dict[str, str] = {}
     raw = studies.embed(pixels, data, rows)
+    same = studies.probe_all(*raw, rows)                                # raw pixels have no seed
     todo: list[tuple[str, str, Arm | None]] = [("raw pixels", "pixels", None), *((a.label, a.kind, a) for a in arms)]
     with console.status("probing") as status:
         for label, kind, arm in todo:
             status.update(f"probing {label}")
             results = []
             for seed in range(seeds):
-                x = raw if arm is None else _features(study, arm, seed, data, rows)
-                results.append(studies.probe(*x, rows, seed))
+                with spent("embedding rows"):
+                    method: Any = None if arm is None else arm.runs[seed].method()
+                    x = raw if method is None else studies.embed(method.encode, data, rows)
+                with spent("probes"):
+                    results.append(studies.probe(*x, rows, seed, same if arm is None else None))
+                if arm is not None and seed == 0:
+                    with spent("maps and pictures"):
+                        _picture(study, arm, method, x, data, rows)
             protocols |= results[0]["protocols"]
             study["rows"].append(_row(label, kind, arm, results, raw[0].shape[1]))
             study["fractions"][label] = {n: [r["fractions"][n] for r in results] for n in results[0]["fractions"]}
@@ -153,15 +180,6 @@ def _measure(arms: list[Arm], data: Data, rows: studies.Rowset, baseline: str, c
         row["paired"] = {m: studies.paired(row["metrics"][m], base["metrics"][m]) for m in study["metrics"]}
     study["config"] = "\n---\n".join((a.runs[0].path / "config.yaml").read_text() for a in arms if a.kind == "method")
     return study
-
-
-def _features(study: dict[str, Any], arm: Arm, seed: int, data: Data, rows: studies.Rowset) -> tuple[Tensor, Tensor]:
-    """What the probes see of one run; the first seed's pictures go into the study."""
-    method: Any = arm.runs[seed].method()
-    x = studies.embed(method.encode, data, rows)
-    if seed == 0:
-        _picture(study, arm, method, x, data, rows)
-    return x
 
 
 def _row(label: str, kind: str, arm: Arm | None, results: list[dict], width: int) -> dict[str, Any]:
@@ -209,8 +227,8 @@ def _write(study: dict[str, Any], arms: list[Arm], out: Path) -> None:
     """report.html, study.json (numbers only), and the best seed's encoder of every trained arm."""
     out.mkdir(parents=True, exist_ok=True)
     write_report(out / "report.html", study)
-    kept = ("title", "baseline", "seeds", "data", "rows", "fractions", "metrics", "protocols", "verdict", "seconds", "notes",
-            "versions")
+    kept = ("title", "baseline", "seeds", "data", "rows", "fractions", "metrics", "protocols", "verdict", "seconds", "profile",
+            "notes", "versions")
     numbers = {k: study[k] for k in kept}
     write_text(out / "study.json", json.dumps(finite(numbers), indent=1, allow_nan=False))
     for arm in arms:

@@ -14,6 +14,7 @@ from notan.errors import NotanError
 from notan.probes.features import extract
 from notan.probes.fewshot import few_shot, label_curve
 from notan.probes.knn import knn_cosine, nearest_cosine
+from notan.probes.ridge import ridge
 from notan.runs.statistics import paired as paired
 from notan.runs.statistics import verdict as verdict
 from notan.runs.table import render_table as render_table
@@ -60,26 +61,34 @@ def embed(encode: Callable[[dict[str, Any]], Any], data: Any, rows: Rowset) -> t
     return extract(one, data.train, rows.train), extract(one, data.test, rows.test)
 
 
-def probe(train_x: Tensor, test_x: Tensor, rows: Rowset, seed: int, draws: int = 3) -> dict[str, Any]:
+def probe(train_x: Tensor, test_x: Tensor, rows: Rowset, seed: int, full: dict[str, Any] | None = None,
+          draws: int = 3) -> dict[str, Any]:
     """Ridge with all labels, with 1,000 and with 10 per class (as many as the smallest class has), and k-NN.
 
-    Which rows have one of few labels is drawn by (`seed`, draw), so arms are paired. Returns `values` (metric ->
-    accuracy), `protocols` (metric -> sentence) and `fractions` (number of labels -> ridge accuracy).
+    Which rows have one of few labels is drawn by (`seed`, draw), so arms are paired. `full` is what `probe_all` found
+    for these features, where several seeds share them. Returns `values` (metric -> accuracy), `protocols` (metric ->
+    sentence) and `fractions` (number of labels -> ridge accuracy).
     """
-    x = train_x, rows.train_y, test_x, rows.test_y
-    n = len(rows.train_y)
-    counts = torch.bincount(rows.train_y)
+    x = train_x.double(), rows.train_y, test_x.double(), rows.test_y    # converted once for all fits
+    n, counts = len(rows.train_y), torch.bincount(rows.train_y)
     few = min(10, int(counts[counts > 0].min()))
-    curve = label_curve(*x, sizes=(*SIZES, n), draws=draws, seed=seed)
-    found = {f"ridge, {n:,} labels": curve[n]}
+    full = full or probe_all(*x[::2], rows)
+    curve = label_curve(*x, sizes=[size for size in SIZES if size < n], draws=draws, seed=seed) | {n: full["ridge"]}
+    found = {f"ridge, {n:,} labels": full["ridge"]}
     found |= {"ridge, 1,000 labels": curve[1000]} if 1000 in curve and n > 1000 else {}
     found |= {f"ridge, {few} per class": few_shot(*x, n=few, draws=draws, seed=seed)}
-    found |= {f"k-NN, {n:,} labels": knn_cosine(*x, k=min(20, n))}
+    found |= {f"k-NN, {n:,} labels": full["k-NN"]}
     return {
         "values": {metric: r["accuracy"] for metric, r in found.items()},
         "protocols": {metric: str(r["protocol"]) for metric, r in found.items()},
         "fractions": {size: r["accuracy"] for size, r in curve.items()},
     }
+
+
+def probe_all(train_x: Tensor, test_x: Tensor, rows: Rowset) -> dict[str, Any]:
+    """The two probes that use every label, and no seed: `ridge` and `k-NN`."""
+    x = train_x, rows.train_y, test_x, rows.test_y
+    return {"ridge": ridge(*x), "k-NN": knn_cosine(*x, k=min(20, len(train_x)))}
 
 
 def flat_map(test_x: Tensor, rows: Rowset, seed: int = 0) -> dict[str, Any]:
