@@ -53,7 +53,7 @@ def test_few_labels_are_balanced():
 def test_every_tap_of_the_tower_learns_from_patches_of_the_claims_size():
     """Patches that shrink to one cell would leave the borders of the later kernels untrained."""
     data = open_data("digits")
-    spec = {**selfie.RECIPES["small"]["encoder"], "width": 8, "image_size": 28}
+    spec = {**selfie.TOWER, "last_group": 3, "image_size": 28}
     method = selfie.built(0, lambda: selfie.Selfie(selfie.build_encoder(spec, data.info), **selfie.RECIPES["small"]["method"]))
     g = torch.Generator().manual_seed(0)
     batch = {"image": torch.randint(256, (16, 1, 28, 28), dtype=torch.uint8, generator=g), "key": torch.arange(16)}

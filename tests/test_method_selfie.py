@@ -272,4 +272,4 @@ def test_recipes_build():
     entry = catalogue.method("selfie")
     assert set(entry.recipes["small"]["method"]) <= {f.name for f in entry.flags}
     assert set(entry.helps) >= {f.name for f in entry.flags}
-    assert all(r["encoder"]["last_group"] == 3 for r in entry.recipes.values())
+    assert entry.recipes["paper"]["encoder"]["last_group"] == 3 and entry.recipes["paper"]["encoder"]["preact"]

@@ -35,8 +35,8 @@ def test_compare_writes_a_table_a_report_and_encoders(compared):
 
 def test_encoders_that_differ_are_told_apart():
     """Methods are ranked within an architecture: another stem or block is another one."""
-    simclr, selfie = (catalogue.method(m).recipes["small"]["encoder"] for m in ("simclr", "selfie"))
-    assert compare_module._name(simclr) != compare_module._name(selfie)
+    simclr, pixpro, mae = (catalogue.method(m).recipes["small"]["encoder"] for m in ("simclr", "pixpro", "mae"))
+    assert len({compare_module._name(spec) for spec in (simclr, pixpro, mae, {**simclr, "strides": [2, 1, 1, 1]})}) == 4
 
 
 def test_the_same_command_again_trains_nothing(compared):

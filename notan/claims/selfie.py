@@ -36,7 +36,7 @@ CLAIM = {
     "refutes": "the jigsaw stays below 0.30, or the mean gain at 5% of the labels is not positive",
     "protocol": "Each seed draws 10,000 training pictures; 5% of the labels are 50 of each class among them. "
                 "Pre-training: 400 steps of 128 (5 epochs) on the 10,000 without labels, by the method's small recipe, on "
-                "its pre-activation ResNet-10 at width 8, without the fourth group; patches are 7 x 7. Fine-tuning: the "
+                "a pre-activation ResNet-10 at width 8, without the fourth group; patches are 7 x 7. Fine-tuning: the "
                 "whole network, its fourth group and classifier fresh (and equal in all arms of a seed), SGD with Nesterov "
                 "momentum, weight decay 1e-4, batch 64, zero-padded crops and flips; 150 steps on 5%, 400 steps on all "
                 "labels. The rate is chosen for each arm out of 0.01, 0.03, 0.1 and 0.3, at 5% of the labels, on 2,000 "
@@ -52,6 +52,7 @@ CLAIM = {
 
 RATES = (0.01, 0.03, 0.1, 0.3)
 TUNING = 100                                                            # the seed that chooses rates, and only that
+TOWER = {"name": "resnet10", "width": 8, "stem": "cifar", "preact": True}
 PRETRAINING = (400, 128)                                                # steps, batch
 
 
@@ -94,7 +95,7 @@ def _rates(values: Values) -> str:
 def pretrained(arm: str, seed: int, data: Data, rows: Rows, quick: bool) -> tuple[Any, dict[str, float]]:
     """The full network of an arm before fine-tuning, and how well its jigsaw was solved."""
     plan: dict[str, Any] = RECIPES["small"]
-    spec = {**plan["encoder"], "width": 8}
+    spec = {**TOWER, "last_group": 3}
     network = built(seed, lambda: build_encoder({**spec, "last_group": 4}, data.info))
     if arm.startswith("scratch"):
         return network, {}

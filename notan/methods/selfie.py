@@ -53,7 +53,7 @@ CARD = {
     "deviations": [
         "No official code exists; what the paper leaves open follows a public re-implementation or is ours.",
         "The tower is the whole patch network: the paper's is a ResNet that ends after its third group (last_group=3), "
-        "as in the recipes. The claim fine-tunes the full ResNet, with a fresh fourth group, as the paper does; "
+        "as in the paper recipe. The claim fine-tunes the full ResNet, with a fresh fourth group, as the paper does; "
         "`notan probe --protocol finetune` fine-tunes the tower alone.",
         "The paper only fine-tunes. Where frozen features are asked for, they are the tower's map of the whole image, "
         "averaged over places.",
@@ -70,7 +70,7 @@ RECIPES = {
         "batch": 1024, "epochs": 96, "warmup": 0.001, "method": {"grid": 7, "positions": "axial"},
     },
     "small": {
-        "encoder": {"name": "resnet10", "width": 32, "stem": "cifar", "preact": True, "last_group": 3},
+        "encoder": {"name": "convnet", "widths": [32, 64, 128, 256], "strides": [2, 2, 2, 1]},
         "optimiser": {"name": "adamw", "lr": 3e-3, "betas": [0.9, 0.95], "weight_decay": 0.05},
         "batch": 128, "epochs": 0.5, "warmup": 0.05,
         "method": {"depth": 2, "heads": 4, "feedforward": 128, "scaled": True},

@@ -58,10 +58,10 @@ RECIPES = {
         "batch": 4096, "epochs": 100, "warmup": 0.1, "method": {"tau": 0.1, "hidden": 2048},
     },
     "small": {
-        "encoder": {"name": "resnet10", "width": 32, "stem": "imagenet", "last_group": 3},
+        "encoder": {"name": "convnet", "widths": [32, 64, 128, 256], "strides": [2, 2, 2, 1]},
         "optimiser": {"name": "adamw", "lr": 2e-3, "betas": [0.9, 0.95], "weight_decay": 0.05},
         "batch": 128, "epochs": 20, "warmup": 0.1,
-        "method": {"tau": 0.2, "crop": 0.2, "jitter": 0.5, "blur": 0.0, "hidden": 256, "dim": 64},
+        "method": {"tau": 0.2, "crop": 0.5, "jitter": 0.5, "blur": 0.0, "hidden": 256, "dim": 64},
     },
 }
 

@@ -43,7 +43,7 @@ RECIPES = {
         "batch": 256, "epochs": 90, "warmup": 0.05, "method": {"crop": 0.08},
     },
     "small": {
-        "encoder": {"name": "resnet10", "width": 32, "stem": "imagenet", "last_group": 3},
+        "encoder": {"name": "convnet", "widths": [32, 64, 128, 256], "strides": [2, 2, 2, 1]},
         "optimiser": {"name": "adamw", "lr": 2e-3, "betas": [0.9, 0.95], "weight_decay": 0.05},
         "batch": 128, "epochs": 20, "warmup": 0.1, "method": {"crop": 0.6},
     },

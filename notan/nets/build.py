@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from notan.errors import NotanError, did_you_mean
+from notan.nets.convnet import ConvNet
 from notan.nets.headed import Headed
 from notan.nets.hub import HubEncoder, from_hub, rebuild
 from notan.nets.mlp import MLP
@@ -31,6 +32,7 @@ CLASSES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "vit": (ViT, {}),
     **{name: (ViT, {"dim": d, "depth": n, "heads": h}) for name, (d, n, h) in VIT_SIZES.items()},
     "mlp": (MLP, {}),
+    "convnet": (ConvNet, {}),
     **{f"resnet{depth}": (ResNet, {"depth": depth}) for depth in DEPTHS},
 }
 

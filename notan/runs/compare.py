@@ -7,6 +7,7 @@ pixels, random weights (for each encoder) and a supervised reference are always 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import time
@@ -204,6 +205,8 @@ def _name(spec: str | dict[str, Any]) -> str:
         return spec
     if spec["name"] == "vit":
         return f"vit {spec['dim']}x{spec['depth']}/{spec['patch']}"
+    if spec["name"] == "convnet":
+        return f"convnet {'-'.join(map(str, spec['widths']))}/{math.prod(spec['strides'])}"
     parts = [spec["name"], *(str(spec[k]) for k in ("width", "stem") if k in spec)]
     return " ".join(parts + ["preact"] * bool(spec.get("preact")))
 
