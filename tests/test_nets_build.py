@@ -77,19 +77,19 @@ def test_without_an_image_column_there_is_no_size():
         build_encoder("vit", _info(image_size=None))
 
 
-@pytest.mark.parametrize("side, patch", [(8, 2), (16, 2), (28, 4), (32, 4), (64, 8), (96, 16), (224, 16), (10, 2)])
+@pytest.mark.parametrize("side, patch", [(8, 2), (16, 4), (28, 7), (32, 8), (64, 16), (96, 16), (224, 16), (10, 2), (15, 3), (6, 2)])
 def test_a_patch_that_fits(side, patch):
     assert fitting_patch(side) == patch
 
 
 def test_no_patch_fits_an_odd_side():
-    with pytest.raises(NotanError, match="side 15"):
-        build_encoder("vit", _info(image_size=15))
+    with pytest.raises(NotanError, match="side 13"):
+        build_encoder("vit", _info(image_size=13))
 
 
 def test_weights_for_other_images_are_refused(tmp_path):
     save_encoder(build_encoder("resnet10:width=4", _info()), tmp_path)
-    with pytest.raises(NotanError, match="--size 16"):
+    with pytest.raises(NotanError, match="--cache-side 16"):
         build_encoder(str(tmp_path), _info(image_size=32))
     with pytest.raises(NotanError, match="3 channels"):
         build_encoder(str(tmp_path), _info(channels=1))

@@ -79,7 +79,7 @@ RECIPES = {
         "batch": 2048, "epochs": 200, "warmup": 0.2, "method": {},
     },
     "small": {
-        "encoder": {"name": "vit", "patch": 4, "dim": 128, "depth": 4, "heads": 4, "pool": "mean"},
+        "encoder": {"name": "vit", "dim": 128, "depth": 4, "heads": 4, "pool": "mean"},
         "optimiser": {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.05},
         "batch": 256, "epochs": 20, "warmup": 0.1,
         "method": {"ema": "scaled", "decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 4},

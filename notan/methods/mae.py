@@ -59,7 +59,7 @@ RECIPES = {
         "batch": 4096, "epochs": 800, "warmup": 0.05, "method": {},
     },
     "small": {
-        "encoder": {"name": "vit", "patch": 4, "dim": 128, "depth": 4, "heads": 4, "pool": "mean"},
+        "encoder": {"name": "vit", "dim": 128, "depth": 4, "heads": 4, "pool": "mean"},
         "optimiser": {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.05},
         "batch": 256, "epochs": 20, "warmup": 0.1,
         "method": {"decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 4},

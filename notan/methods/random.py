@@ -35,7 +35,7 @@ RECIPES = {
         "optimiser": {"name": "sgd", "lr": 0.0}, "batch": 256, "epochs": 0, "warmup": 0.0, "method": {},
     },
     "small": {
-        "encoder": {"name": "vit", "patch": 4, "dim": 128, "depth": 4, "heads": 4, "pool": "mean"},
+        "encoder": {"name": "vit", "dim": 128, "depth": 4, "heads": 4, "pool": "mean"},
         "optimiser": {"name": "sgd", "lr": 0.0}, "batch": 256, "epochs": 0, "warmup": 0.0, "method": {},
     },
 }

@@ -102,12 +102,12 @@ def load_encoder(folder: str | Path) -> Any:
 
 
 def fitting_patch(image_size: int) -> int:
-    """The patch of a ViT when none is named: the largest of 16, 8, 4, 2 that leaves at least six to a side."""
-    fits = [p for p in (16, 8, 4, 2) if image_size % p == 0]
-    if not fits:
-        raise NotanError(f"images of side {image_size}: no patch of 16, 8, 4 or 2 divides it", "vit:patch=...",
-                         "name a patch, or pass --size")
-    return next((p for p in fits if image_size // p >= 6), fits[-1])
+    """The patch of a ViT when none is named: the largest up to 16 that divides the side and leaves four or more to it."""
+    divisors = [p for p in range(2, image_size // 2 + 1) if image_size % p == 0]
+    if not divisors:
+        raise NotanError(f"images of side {image_size}: no patch of 2 or more pixels divides it", "a side that has divisors",
+                         f"pass --cache-side {image_size + 1}, or name vit:patch=1")
+    return max((p for p in divisors if p <= 16 and image_size // p >= 4), default=divisors[0])
 
 
 def _parse(spec: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -158,7 +158,7 @@ def _fitting(encoder: Any, info: DataInfo | None, source: str) -> Any:
         raise NotanError(
             f"the encoder in {source} takes {have[0]} channels of side {have[1]}",
             f"{want[0]} channels of side {want[1]}, as the data has",
-            f"pass --size {have[1]}" if have[0] == want[0] else "use another encoder, or other data",
+            f"pass --cache-side {have[1]}" if have[0] == want[0] else "use another encoder, or other data",
         )
     return encoder
 

@@ -91,7 +91,7 @@ def from_hub(source: str, image_size: int | None = None) -> HubEncoder:
     made_for = getattr(model.config, "image_size", None) or image_size or 224
     if made_for != image_size and image_size is not None and not _any_size(model):
         raise NotanError(f"{source!r} takes images of side {made_for}, the data has {image_size}", "the same side",
-                         f"pass --size {made_for}")
+                         f"pass --cache-side {made_for}")
     mean, std = _statistics(source)
     return HubEncoder(model, source=source, image_size=image_size or made_for, mean=mean, std=std)
 

@@ -32,7 +32,7 @@ from notan.runs.report import write_report
 from notan.runs.statistics import finite
 from notan.runs.train import train
 
-MINUTES = 0.6                                                           # per arm and seed, when no budget is given
+MINUTES = 0.7                                                           # per arm and seed, when no budget is given
 
 
 @dataclass
@@ -56,7 +56,7 @@ def compare(arms: list[str], data: str | Data = "fashion-mnist", *, out: str | P
     """Train every arm on every seed, probe them under one protocol, print the table, write `out/report.html` and encoders.
 
     `arms` are method names with optional settings, `mae:mask_ratio=0.6`. The budget is `steps`, `epochs` or `minutes` of
-    training for each arm and seed (default 0.6 minutes; minutes become steps once per arm, so its seeds do equal work). An
+    training for each arm and seed (default 0.7 minutes; minutes become steps once per arm, so its seeds do equal work). An
     interrupted comparison continues when it is called again. Returns the study: the dict that `report.html` shows.
 
     Raises `NotanError` for an unknown method or setting, a column that the data lacks, or a baseline that is not an arm.
@@ -204,7 +204,7 @@ def _name(spec: str | dict[str, Any]) -> str:
     if isinstance(spec, str):
         return spec
     if spec["name"] == "vit":
-        return f"vit {spec['dim']}x{spec['depth']}/{spec['patch']}"
+        return f"vit {spec['dim']}x{spec['depth']}" + (f"/{spec['patch']}" if "patch" in spec else "")
     if spec["name"] == "convnet":
         return f"convnet {'-'.join(map(str, spec['widths']))}/{math.prod(spec['strides'])}"
     parts = [spec["name"], *(str(spec[k]) for k in ("width", "stem") if k in spec)]
