@@ -77,7 +77,8 @@ def test_without_an_image_column_there_is_no_size():
         build_encoder("vit", _info(image_size=None))
 
 
-@pytest.mark.parametrize("side, patch", [(8, 2), (16, 4), (28, 7), (32, 8), (64, 16), (96, 16), (224, 16), (10, 2), (15, 3), (6, 2)])
+@pytest.mark.parametrize("side, patch", [
+    (8, 2), (16, 4), (28, 7), (32, 8), (64, 16), (96, 16), (224, 16), (10, 2), (15, 3), (6, 2)])
 def test_a_patch_that_fits(side, patch):
     assert fitting_patch(side) == patch
 

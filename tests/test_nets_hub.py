@@ -125,5 +125,5 @@ def test_what_is_not_there_or_not_for_images_is_named(tmp_path):
     with pytest.raises(NotanError, match="takes no images"):
         from_hub(str(tmp_path / "bert"))
     _save("vit", tmp_path / "vit")
-    with pytest.raises(NotanError, match="--size 32"):
+    with pytest.raises(NotanError, match="--cache-side 32"):
         from_hub(str(tmp_path / "vit"), image_size=64)

@@ -33,6 +33,24 @@ def test_compare_writes_a_table_a_report_and_encoders(compared):
     assert load_encoder(compared / "encoders" / "mae-mask_ratio=0.5").dim == 32
 
 
+def test_a_run_of_a_comparison_can_be_run_again_from_its_config(tmp_path):
+    from notan.data import open_data
+
+    folder = tmp_path / "by class"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = np.random.default_rng(i).integers(0, 255, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    assert open_data(str(folder)).spec == str(folder)
+    out = tmp_path / "out"
+    common = ["--data", str(folder), "--batch", "4", "--encoder", "vit:patch=4,dim=16,depth=1,heads=2", "--threads", "1"]
+    assert cli.main(["compare", "mae", "--steps", "2", "--seeds", "1", "--out", str(out), *common]) == 0
+    assert cli.main(["train", "--config", str(out / "runs" / "mae" / "seed0" / "config.yaml"), "--out", str(tmp_path / "r")]) == 0
+    one, two = (load_encoder(p).state_dict() for p in (out / "runs" / "mae" / "seed0", tmp_path / "r"))
+    assert all((one[k] == two[k]).all() for k in one)
+
+
 def test_encoders_that_differ_are_told_apart():
     """Methods are ranked within an architecture: another stem or block is another one."""
     simclr, pixpro, mae = (catalogue.method(m).recipes["small"]["encoder"] for m in ("simclr", "pixpro", "mae"))
@@ -87,6 +105,7 @@ def test_list(what, capsys):
     (["compare", "simclr", "--data", "digits", "--baseline", "mae"], "'mae' is not an arm"),
     (["compare", "simclr", "--data", "digits", "--seeds", "0"], "--seeds 0"),
     (["compare", "random", "--data", "digits"], "does not train"),
+    (["compare", "mae", "--data", "digits", "--batch", "5000"], "mae takes a batch of 5000 rows"),
     (["probe", "no/such/run"], "does not say what data"),
     (["probe", "no/such/run", "--data", "digits"], "holds no encoder"),
     (["doctor", "no/such/place"], "no/such/place"),

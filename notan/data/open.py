@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,12 @@ def open_data(
     if cache_side is not None and cache_side < 1:
         raise NotanError(f"a cache side of {cache_side} pixels", "at least 1")
     if stream:
-        return streamed.open_stream(_streamed(str(spec), columns), cache_root(), cache_side=cache_side, fit=fit,
-                                    cache_limit_gb=cache_limit_gb, limit_bad=limit_bad)  # fmt: skip
-    raw = read(str(spec), columns)
-    return build(raw, cache_root(), cache_side=cache_side, fit=fit, cache_limit_gb=cache_limit_gb, limit_bad=limit_bad)
+        found = streamed.open_stream(_streamed(str(spec), columns), cache_root(), cache_side=cache_side, fit=fit,
+                                     cache_limit_gb=cache_limit_gb, limit_bad=limit_bad)  # fmt: skip
+    else:
+        found = build(read(str(spec), columns), cache_root(), cache_side=cache_side, fit=fit, cache_limit_gb=cache_limit_gb,
+                      limit_bad=limit_bad)  # fmt: skip
+    return replace(found, spec=str(spec))
 
 
 def read(spec: str, columns: Mapping[str, str] | None = None) -> Raw:

@@ -102,6 +102,7 @@ class Data:
     fingerprint: str
     notes: list[str] = field(default_factory=list)  # what a user should know: skipped rows, the split, the fall-back
     streamed: Streamed | None = None
+    spec: str = ""  # what was opened: a name, or a path
 
     @property
     def rows(self) -> int:

@@ -71,6 +71,7 @@ def compare(arms: list[str], data: str | Data = "fashion-mnist", *, out: str | P
     rows = studies.rowset(opened, probe_rows)
     _check(todo, opened, baseline, seeds)
     todo += _references(todo, opened, supervised, encoder, recipe)
+    _check_batches(todo, opened, batch, recipe)
     budget = {"steps": steps, "epochs": epochs, "minutes": minutes if steps or epochs or minutes else MINUTES}
     spent = Profile()
     for seed in range(seeds):
@@ -79,7 +80,8 @@ def compare(arms: list[str], data: str | Data = "fashion-mnist", *, out: str | P
             given = {"steps": 0} if arm.kind == "random" else {"steps": first.steps} if first else budget
             with spent("training"):
                 arm.runs.append(train(
-                    arm.slug, opened, out=out / "runs" / _folder(arm.label) / f"seed{seed}", seed=seed, batch=batch,
+                    arm.slug, opened, out=out / "runs" / _folder(arm.label) / f"seed{seed}", seed=seed,
+                    batch=1 if arm.kind == "random" else batch,
                     encoder=arm.encoder or encoder, recipe=recipe, precision=precision,
                     threads=first.threads if first else threads, settings=arm.settings, data_options=data_options,
                     console=console, title=f"{arm.label} seed {seed}", **given))
@@ -112,6 +114,16 @@ def _check(arms: list[Arm], data: Data, baseline: str, seeds: int) -> None:
         raise NotanError(f"--seeds {seeds}", "at least 1", "--seeds 2")
     for arm in arms:
         check_columns(catalogue.method(arm.slug), data.info)
+
+
+def _check_batches(arms: list[Arm], data: Data, batch: int | None, recipe: str) -> None:
+    """An arm whose batch the data cannot fill would fail after the others have trained."""
+    for arm in arms:
+        recipes = catalogue.method(arm.slug).recipes
+        rows = batch or recipes.get(recipe, recipes["small"])["batch"]
+        if arm.kind != "random" and rows > data.rows:
+            raise NotanError(f"{arm.label} takes a batch of {rows} rows, but the training split has {data.rows}",
+                             "no more than the data has", f"--batch {max(2, data.rows // 2)}, or more data")
 
 
 def _references(arms: list[Arm], data: Data, supervised: bool, encoder: str | None,

@@ -60,7 +60,7 @@ def train(method: str, data: str | Data = "fashion-mnist", *, out: str | Path | 
     Raises `NotanError` for settings that do not exist or fit, missing columns, another run in `out`, a full disk, or a
     loss that is not finite; `Stopped` (a KeyboardInterrupt) after Ctrl-C or SIGTERM, with the state saved.
     """
-    spec = data.info.name if isinstance(data, Data) else str(data)
+    spec = (data.spec or data.info.name) if isinstance(data, Data) else str(data)
     precision = machine.choose_precision(precision)
     catalogue.method(method)
     accelerator = machine.join(precision)
