@@ -30,6 +30,7 @@ from notan.runs.folder import Run
 from notan.runs.log import Profile
 from notan.runs.report import write_report
 from notan.runs.statistics import finite
+from notan.runs.table import shares
 from notan.runs.train import train
 
 MINUTES = 0.7                                                           # per arm and seed, when no budget is given
@@ -94,7 +95,7 @@ def compare(arms: list[str], data: str | Data = "fashion-mnist", *, out: str | P
     console.print(studies.render_table(study))
     for line in study["verdict"]:
         console.print(line)
-    console.print(f"\n{_shares(study['profile'])}", style="dim", highlight=False)
+    console.print(f"\n{shares(study['profile'])}", style="dim", highlight=False)
     console.print(f"report: {out / 'report.html'}   encoders: {out / 'encoders'}   {study['seconds']:.0f} s in all")
     return study
 
@@ -147,12 +148,6 @@ def _profile(arms: list[Arm], spent: Profile, seconds: float) -> dict[str, float
     runs = max(spent.seconds.pop("training"), sum(s["seconds_in_all"] for s in summaries))
     parts = {"forward, backward, optimiser": steps, "the rest of the runs": runs - steps, **spent.seconds}
     return {**parts, "start and report": max(0.0, seconds - sum(parts.values()))}
-
-
-def _shares(profile: dict[str, float]) -> str:
-    """`Time: forward, backward, optimiser 93%; embedding rows 3%; ...`"""
-    whole = sum(profile.values())
-    return "Time: " + "; ".join(f"{name} {s / whole:.1%}" for name, s in profile.items()) + "."
 
 
 def _measure(arms: list[Arm], data: Data, rows: studies.Rowset, baseline: str, console: Console,
@@ -234,7 +229,7 @@ def _picture(study: dict[str, Any], arm: Arm, method: Any, x: tuple, data: Data,
     study["notes"] += [f"{arm.label}: {r['message']}" for r in run.metrics() if "alarm" in r]
     if hasattr(method, "pictures"):
         batch = data.test.take(rows.test[:8])
-        batch["key"] = torch.arange(8) * 1_000_003
+        batch["key"] = torch.arange(len(batch["row"])) * 1_000_003
         study["pictures"][arm.label] = {k: v.float().numpy() for k, v in method.pictures(batch).items()}
 
 

@@ -17,6 +17,7 @@ A study is a plain dict. Only `title` must be there; what is missing or empty ha
     neighbours  {arm: {"query": (Q, C, H, W), "hits": (Q, K, C, H, W), "right": bool (Q, K),
                   "query_label": (Q,), "hit_label": (Q, K), both optional}}
     pictures    {arm: {name: (B, C, H, W)}}: views, masks, reconstructions, hardness
+    profile     {part of the work: seconds}
     config      text (YAML); versions: {name: version}; command: the command line; seconds: float
 
 Pictures are uint8 or float in [0, 1], tensors or arrays, of one or three channels.

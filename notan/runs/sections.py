@@ -10,7 +10,7 @@ from typing import Any
 from notan.runs import figures
 from notan.runs.figures import Line, colour
 from notan.runs.statistics import leaders, mean, spread
-from notan.runs.table import brief, count, difference, number, seconds
+from notan.runs.table import brief, count, difference, number, seconds, shares
 
 Study = Mapping[str, Any]
 TEXT = ' class="text"'
@@ -93,8 +93,8 @@ def training(study: Study) -> str:
 
 
 def protocol(study: Study) -> str:
-    """Each metric's protocol in its own words."""
-    return _list(study.get("protocols") or [])
+    """Each metric's protocol in its own words, and what the time went into."""
+    return _list([*(study.get("protocols") or []), *([shares(study["profile"])] if study.get("profile") else [])])
 
 
 def configuration(study: Study) -> str:
