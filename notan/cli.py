@@ -75,6 +75,8 @@ def _data_flags(p: argparse.ArgumentParser, default: str | None = "fashion-mnist
                    help="side of the cached pictures (default: 96, never above their median side)")
     g.add_argument("--fit", choices=["crop", "pad", "squash"], default="crop", help="how pictures become square")
     g.add_argument("--cache-limit-gb", type=float, default=8.0, help="beyond it pictures are decoded on the fly")
+    g.add_argument("--limit-bad", type=float, default=0.01, metavar="SHARE",
+                   help="share of unreadable pictures to skip and name; beyond it nothing starts (default: %(default)s)")
     if stream:
         g.add_argument("--stream", action="store_true",
                        help="read the rows as they are needed: for folders, table files and hub names that do not fit")
@@ -270,7 +272,8 @@ def _data_options(args: argparse.Namespace) -> dict[str, Any]:
             raise NotanError(f"--column {pair!r} has no '='", "THEIRS=OURS, e.g. photo=image", "write it so")
         renames[theirs] = ours
     return {"cache_side": args.cache_side, "fit": args.fit, "cache_limit_gb": args.cache_limit_gb,
-            "columns": renames or None} | ({"stream": True} if getattr(args, "stream", False) else {})
+            "columns": renames or None, **({"limit_bad": args.limit_bad} if args.limit_bad != 0.01 else {}),
+            **({"stream": True} if getattr(args, "stream", False) else {})}
 
 
 def _console() -> Any:

@@ -122,6 +122,22 @@ def test_bad_input_is_named_with_a_fix(argv, says, capsys):
     assert says in shown.err + shown.out and "fix" in shown.err + shown.out
 
 
+def test_more_unreadable_pictures_may_be_allowed(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = np.random.default_rng(i).integers(0, 255, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
+    for torn in ("torn.png", "torn2.png", "torn3.png"):
+        (tmp_path / "data" / "a" / torn).write_bytes(b"no picture")
+    argv = ["train", "mae", "--data", str(tmp_path / "data"), "--batch", "4", "--steps", "1", "--threads", "1", "--encoder",
+            "vit:dim=16,depth=1,heads=2", "--out", str(tmp_path / "run")]
+    assert cli.main(argv) == 1
+    shown = capsys.readouterr().err
+    assert "torn.png" in shown and "--limit-bad" in shown
+    assert cli.main([*argv, "--limit-bad", "0.2"]) == 0
+
+
 def test_one_class_cannot_be_compared(tmp_path, capsys):
     (tmp_path / "cats").mkdir()
     for i in range(8):
