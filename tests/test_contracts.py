@@ -237,6 +237,12 @@ def test_a_missing_column_is_named(slug, tmp_path, digits):
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def _ridge(run, data) -> float:
+    rows = study.rowset(data)
+    x = study.embed(run.method().encode, data, rows)
+    return ridge(x[0], rows.train_y, x[1], rows.test_y)["accuracy"]
+
+
 @pytest.mark.parametrize("slug", TRAINED)
 def test_it_learns_above_its_floor(slug, tmp_path, digits):
     """What the CARD promises after a few seconds on digits: a ridge probe, or a term that the method logs.
@@ -247,9 +253,9 @@ def test_it_learns_above_its_floor(slug, tmp_path, digits):
     assert floor["value"] != floor["random"], "the floor has not been measured"
     run = train(slug, floor["data"], out=tmp_path / "run", steps=floor["steps"], batch=64, threads=2, precision="fp32")
     if floor["metric"] == "ridge":
-        rows = study.rowset(digits)
-        x = study.embed(run.method().encode, digits, rows)
-        value = ridge(x[0], rows.train_y, x[1], rows.test_y)["accuracy"]
+        value = _ridge(run, digits)
+        fresh = train("random", floor["data"], out=tmp_path / "random", steps=0, batch=64, encoder=run.settings.towers["encoder"])
+        assert floor["value"] > _ridge(fresh, digits), "the floor lies below the random weights of this recipe's encoder"
     else:
         value = [r for r in run.metrics() if floor["metric"] in r][-1][floor["metric"]]
     ahead = (value - floor["value"]) * (floor["value"] - floor["random"])

@@ -28,7 +28,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     assert torch.equal(load_encoder(tmp_path).features(x), net.eval().features(x))
 
 
-@pytest.mark.parametrize(("widths", "strides"), [((8, 16), (2,)), ((), ()), ((8, 0), (1, 1))])
+@pytest.mark.parametrize(("widths", "strides"), [((8, 16), (2,)), ((), ()), ((8, 0), (1, 1)), (32, 2)])
 def test_impossible_layers_are_refused(widths, strides):
     with pytest.raises(NotanError, match="as many strides as widths"):
         ConvNet(16, 3, widths=widths, strides=strides)

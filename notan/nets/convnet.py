@@ -1,4 +1,4 @@
-"""A plain stack of convolutions: what learns most from small pictures in the first minutes."""
+"""A plain stack of convolutions, for small pictures and short runs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from notan.nets.pixels import Normalise
 class ConvNet(nn.Module):
     """A `ConvEncoder`: for each width a 3x3 convolution, batch norm of the global batch and ReLU, `layer1` to `layerN`.
 
-    Features are the mean over places. Without shortcuts nothing starts as the identity, so a run of a few hundred steps
-    gets further than a residual network of the same cost; a long one wants `resnet18`.
+    Features are the mean over places. Meant for runs of a few hundred steps on small pictures, where blocks that start as
+    the identity have hardly begun to learn; a long run wants `resnet18`.
 
     widths: channels after each layer. strides: of each layer.
     """
@@ -27,8 +27,9 @@ class ConvNet(nn.Module):
         strides: Sequence[int] = (2, 2, 2, 1), mean: Sequence[float] = (0.5,), std: Sequence[float] = (0.5,),
     ) -> None:
         super().__init__()
-        if len(widths) != len(strides) or not widths or min(*widths, *strides) < 1:
-            raise NotanError(f"widths {list(widths)} with strides {list(strides)}", "as many strides as widths, from 1 up",
+        lists = all(isinstance(x, (list, tuple)) and x for x in (widths, strides))
+        if not lists or len(widths) != len(strides) or min(*widths, *strides) < 1:
+            raise NotanError(f"widths {widths} with strides {strides}", "as many strides as widths, from 1 up",
                              "convnet:widths=(32,64,128,256),strides=(2,2,2,1)")
         self.config: dict[str, Any] = {
             "name": "convnet", "image_size": image_size, "channels": channels, "widths": list(widths),
@@ -54,7 +55,7 @@ class ConvNet(nn.Module):
 
     def _run(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu":
-            x = x.contiguous(memory_format=torch.channels_last)         # a fifth faster
+            x = x.contiguous(memory_format=torch.channels_last)         # as in ResNet
         for i in range(1, self.depth + 1):
             x = getattr(self, f"layer{i}")(x)
         return x
