@@ -4,11 +4,11 @@
 
 A step is forward, backward and the optimiser, on one batch of random pixels that lies in memory; views are left out on
 all sides, because `views.py` times them. Widths, depths, heads, mask ratio, batch and optimiser are equal; what differs
-otherwise is in `NOTES`. All contestants run in one process, in turn, in an order that rotates, so that a busy machine
-slows them alike; one of them is a plain matrix product, the floor. The table gives the median and quartiles of samples
-per second, the median of the ratios within each turn, and how much of the matrix product's rate the step's own matrix
-products and convolutions reach. fp32 is plain, bf16 is autocast around the forward pass. One
-thread, because two threads that wait for each other on a shared machine measure its neighbours. Written to
+otherwise is in `NOTES`. Each contestant has a process of its own and works while the others wait, in an order that
+rotates, so that a busy machine slows them alike; one of them is a plain matrix product, the floor. The table gives the
+median and quartiles of samples per second, the median of the ratios within each turn, and how much of the matrix
+product's rate the step's own matrix products and convolutions reach. fp32 is plain, bf16 is autocast around the forward
+pass. One thread, because two threads that wait for each other on a shared machine measure its neighbours. Written to
 benchmarks/results/steps.json.
 """
 
@@ -17,12 +17,14 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,9 +37,11 @@ from notan.methods.mae import MAE
 from notan.methods.simclr import SimCLR
 from notan.nets.resnet import ResNet
 from notan.nets.vit import ViT
+from notan.runs.machine import keep_freed_memory
 
 OUT = Path(__file__).parent / "results" / "steps.json"
 NOTES = [
+    "Our process keeps freed memory for the next step, as `notan train` and `notan compare` do; the peers' run as they are.",
     "vit-pytorch's MAE has no class token (its pool=\"mean\"; pool=\"cls\" fails in 1.26), no qkv bias, two more norms "
     "around the patch embedding, and predicts raw pixels.",
     "transformers' ViTMAE and ours predict normalised patches; both keep the class token in encoder and decoder.",
@@ -152,61 +156,90 @@ def simclr_lightly(x1: Tensor, x2: Tensor) -> tuple[nn.Module, Step]:
     return model, stepper(model, lambda: criterion(model(x1), model(x2)), sgd(model))
 
 
-def matrix_product() -> Step:
+def matrix_product() -> tuple[nn.Module, Step]:
     a, b = torch.rand(2, SIDE, SIDE)
     low = a.bfloat16(), b.bfloat16()
-    return lambda bf16: (low[0] @ low[1] if bf16 else a @ b)[0, 0]
+    return nn.Module(), lambda bf16: (low[0] @ low[1] if bf16 else a @ b)[0, 0]
 
 
-def flops(step: Step) -> int:
-    """Of the matrix products and convolutions in one step, forward and backward."""
+class Contestant:
+    """A training step in a process of its own, which takes steps when it is asked to."""
+
+    def __init__(self, name: str, make: Make, bf16: bool) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, name, make, bf16, torch.get_num_threads()), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.parameters, self.flops, self.missing = self.pipe.recv()    # missing: why it cannot take part, or nothing
+
+    def take(self, steps: int) -> float:
+        """Seconds per step of so many steps."""
+        self.pipe.send(steps)
+        return self.pipe.recv()
+
+    def leave(self) -> None:
+        self.pipe.send(0)
+        self.process.join()
+
+
+def serve(pipe: Connection, name: str, make: Make, bf16: bool, threads: int) -> None:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    make_torchvision_importable()
+    if name == "notan":
+        keep_freed_memory()
+    try:
+        module, step = make()
+    except ImportError as error:
+        return pipe.send((0, 0, str(error)))
     with FlopCounterMode(display=False) as counter:
-        step(False)
-    return counter.get_total_flops()
-
-
-def measure(steps: dict[str, Callable[[], Tensor]], turns: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds per step of each contestant in each turn; a turn is as many steps as fill `seconds`, at least one."""
-    counts = {}
-    for name, step in steps.items():
-        step()
+        step(False)                                                     # its matrix products and convolutions
+    pipe.send((sum(p.numel() for p in module.parameters()), counter.get_total_flops(), ""))
+    while steps := pipe.recv():
+        gc.collect()
         start = time.perf_counter()
-        step()
-        counts[name] = max(1, round(seconds / (time.perf_counter() - start)))
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
+        for _ in range(steps):
+            loss = step(bf16)
+        pipe.send((time.perf_counter() - start) / steps)
+        assert loss.isfinite(), f"{name} diverged"
+
+
+def measure(contestants: dict[str, Contestant], turns: int, seconds: float) -> dict[str, list[float]]:
+    """Seconds per step of each contestant in each turn; a turn is as many steps as fill `seconds`, at least one."""
+    for contestant in contestants.values():
+        contestant.take(1)
+    counts = {name: max(1, round(seconds / contestant.take(1))) for name, contestant in contestants.items()}
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    names = list(contestants)
     for turn in range(turns):
         for name in names[turn % len(names):] + names[: turn % len(names)]:
-            gc.collect()
-            start = time.perf_counter()
-            for _ in range(counts[name]):
-                loss = steps[name]()
-            times[name].append((time.perf_counter() - start) / counts[name])
-            assert loss.isfinite(), f"{name} diverged"
+            times[name].append(contestants[name].take(counts[name]))
     return times
 
 
 def contest(task: str, makers: dict[str, Make], batch: int, turns: int, bf16: bool) -> list[dict]:
-    torch.manual_seed(0)
-    built = {}
-    for name, make in makers.items():
-        try:
-            built[name] = make()
-        except ImportError as error:
-            print(f"{name} is left out: {error}")
-    steps = {name: step for name, (_, step) in built.items()} | {FLOOR: matrix_product()}
-    times = measure({name: partial(step, bf16) for name, step in steps.items()}, turns, seconds=1.0)
-    rates = [2 * SIDE**3 / t for t in times[FLOOR]]
+    built: dict[str, Contestant] = {}
+    for name, make in (makers | {FLOOR: matrix_product}).items():
+        contestant = Contestant(name, make, bf16)
+        if contestant.missing:
+            print(f"{name} is left out: {contestant.missing}")
+        else:
+            built[name] = contestant
     load = round(os.getloadavg()[0], 1)
+    times = measure(built, turns, seconds=1.0)
+    rates = [2 * SIDE**3 / t for t in times[FLOOR]]
     setting = {"task": task, "precision": "bf16" if bf16 else "fp32", "threads": torch.get_num_threads(), "batch": batch}
     rows: list[dict] = []
-    for name, (module, step) in built.items():
+    for name, contestant in built.items():
+        contestant.leave()
+        if name == FLOOR:
+            continue
         low, median, high = statistics.quantiles([batch / t for t in times[name]], n=4)
         ratios = [t / ours for t, ours in zip(times[name], times["notan"])]
-        work = flops(step)
-        share = statistics.median(work / t / rate for t, rate in zip(times[name], rates))
+        share = statistics.median(contestant.flops / t / rate for t, rate in zip(times[name], rates))
         rows.append(setting | {
-            "library": name, "turns": turns, "load_before": load, "parameters": sum(p.numel() for p in module.parameters()),
+            "library": name, "turns": turns, "load_before": load, "parameters": contestant.parameters,
             "samples_per_second": round(median, 1), "quartiles": [round(low, 1), round(high, 1)],
             "notan_is": round(statistics.median(ratios), 2),
             "notan_is_quartiles": [round(q, 2) for q in statistics.quantiles(ratios, n=4)[::2]],
@@ -255,7 +288,6 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     args = parser.parse_args()
-    make_torchvision_importable()
     for threads in args.threads:
         torch.set_num_threads(threads)
         for bf16 in (p == "bf16" for p in args.precisions):

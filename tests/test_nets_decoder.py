@@ -54,11 +54,16 @@ def test_predictions_are_those_of_mae_with_tokens_put_back_in_place():
     torch.testing.assert_close(out, decoder.decoder(raster)[:, 1:][mask].view(2, 9, 5))
 
 
-def test_the_last_predictions_are_the_last_of_all():
-    decoder = TokenDecoder(D, 1, 2, 3).double()
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_the_last_predictions_are_the_last_of_all(depth):
+    decoder = TokenDecoder(D, depth, 2, 3).double()
     x = torch.randn(2, 7, D, dtype=torch.float64)
-    assert decoder(x).shape == (2, 7, 3)
-    torch.testing.assert_close(decoder(x, last=4), decoder(x)[:, -4:])
+    y = x
+    for block in decoder.decoder_blocks:
+        y = block(y)
+    y = decoder.decoder_pred(decoder.decoder_norm(y))                   # (2, 7, 3)
+    torch.testing.assert_close(decoder(x), y)
+    torch.testing.assert_close(decoder(x, last=4), y[:, -4:])
     assert decoder(x, last=0).shape == (2, 0, 3)
 
 

@@ -10,7 +10,7 @@ from notan.nets.convert import hf_config, hf_preprocessor, vit_to_hf
 from notan.nets.pixels import patchify, unpatchify
 from notan.nets.positions import sincos_2d
 from notan.nets.protocols import ConvEncoder, ImageEncoder, TokenEncoder
-from notan.nets.vit import ViT
+from notan.nets.vit import Block, ViT
 
 TIMM_KEYS = {
     "cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias",
@@ -85,6 +85,20 @@ def test_a_masked_pass_is_attention_among_visible_tokens():
     by_hand = torch.stack([vit.norm(vit.blocks[0](every[b:b + 1, seen[b]]))[0] for b in range(3)])
     torch.testing.assert_close(vit(x, mask), by_hand)
     torch.testing.assert_close(vit(x, torch.zeros_like(mask)), vit(x))
+
+
+@pytest.mark.parametrize("last", [0, 1, 5, 7])
+def test_the_tail_of_a_block_is_the_end_of_what_it_gives_with_the_same_gradients(last):
+    torch.manual_seed(0)
+    block = Block(12, 3).double()
+    block.attn.qkv.bias.data.normal_()
+    x = torch.randn(2, 7, 12, dtype=torch.float64, requires_grad=True)
+    cut, whole = block.tail(x, last), block(x)[:, 7 - last:]
+    torch.testing.assert_close(cut, whole)
+    weight, inputs = torch.randn_like(cut), [x, *block.parameters()]
+    got, wanted = (torch.autograd.grad((y * weight).sum(), inputs) for y in (cut, whole))
+    for a, b in zip(got, wanted):
+        torch.testing.assert_close(a, b)
 
 
 def test_features_and_maps_are_views_of_the_same_tokens():

@@ -61,9 +61,11 @@ class TokenDecoder(nn.Module):
 
     def forward(self, x: Tensor, last: int | None = None) -> Tensor:
         """Predictions for all tokens, or for the `last` ones only: (B, L or last, out)."""
-        for block in self.decoder_blocks:
-            x = block(x)
-        x = x if last is None else x[:, x.shape[1] - last:]
+        last = x.shape[1] if last is None else last
+        for i, block in enumerate(self.decoder_blocks, start=1):
+            final = i == len(self.decoder_blocks)                       # where other tokens are keys and values only
+            x = block.tail(x, last) if final else block(x)              # type: ignore[operator]
+        x = x[:, x.shape[1] - last:]
         return self.decoder_pred(self.decoder_norm(x))
 
 

@@ -35,6 +35,16 @@ class Attention(nn.Module):
         y = attention(q, k, v)
         return self.proj(y.transpose(1, 2).reshape(B, L, D))
 
+    def tail(self, x: Tensor, last: int) -> Tensor:                     # (B, L, D) -> (B, last, D)
+        """What the `last` tokens take from all: `forward(x)[:, -last:]` without the other tokens' queries."""
+        L, D = x.shape[1:]
+        wq, wkv = self.qkv.weight.split((D, 2 * D))
+        bq, bkv = self.qkv.bias.split((D, 2 * D))
+        q = F.linear(x[:, L - last:], wq, bq).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        k, v = F.linear(x, wkv, bkv).unflatten(2, (2, self.heads, -1)).transpose(1, 3).unbind(2)
+        y = attention(q, k, v)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
 
 class Mlp(nn.Module):
     """Two linear maps with an exact GELU between them."""
@@ -62,6 +72,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:                             # (B, L, D) -> (B, L, D)
         x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+    def tail(self, x: Tensor, last: int) -> Tensor:                     # (B, L, D) -> (B, last, D)
+        """`forward(x)[:, -last:]`, without what only the other tokens need."""
+        x = x[:, x.shape[1] - last:] + self.attn.tail(self.norm1(x), last)
         return x + self.mlp(self.norm2(x))
 
 
@@ -156,7 +171,7 @@ class ViT(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v with dropout on the weights: three times (B, heads, L, d) to the same shape.
+    """softmax(q k^T / sqrt(d)) v with dropout on the weights; q (B, heads, L, d), k and v (B, heads, M, d), to q's shape.
 
     torch's fused kernel, but for bfloat16 on CPU: its backward there takes several times as long as these products.
     """

@@ -118,6 +118,7 @@ def _start(asked: Config, data: Data, folder: Path, accelerator: Accelerator, *,
 def _run(config: Config, data: Data, folder: Path, accelerator: Accelerator, heard: Callable[[], str], console: Any,
          title: str, log: Log | None) -> None:
     """Everything between a settled config and a finished run folder."""
+    machine.keep_freed_memory()
     method = build_method(config, data.info)
     _check_accumulation(config, method)
     loader = loader_of(data, batch_size=config.batch, seed=config.seed, batches=getattr(method, "batches", None),
