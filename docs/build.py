@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,15 @@ def table(prefix: str) -> str:
     lines = ["| method | paper | needs | what it claims | what we measured |", "| --- | --- | --- | --- | --- |"]
     for slug, e in catalogue.methods().items():
         outcome = result(slug)
-        ours = f"**{outcome['verdict']}**: {outcome['sentence']}" if outcome else "no claim of its own"
+        ours = f"**{outcome['verdict']}**: {brief(outcome['sentence'])}" if outcome else "no claim of its own"
         needs = ", ".join(e.card["needs"])
         lines.append(f"| [`{slug}`]({prefix}{slug}.md) | {cite(e.card)} | {needs} | {e.card['claim']} | {ours} |")
     return "\n".join(lines) + "\n"
+
+
+def brief(sentence: str) -> str:
+    """The first finding of a verdict; the method's page has them all."""
+    return re.split(r"; |\.\s", sentence)[0].rstrip(".") + "."
 
 
 def cite(card: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import toy
 from torch import nn
 
 from notan.errors import NotanError
+from notan.methods.simclr import SimCLR
 from notan.runs.dump import replay
 from notan.runs.folder import Run
 from notan.runs.health import Health, effective_rank, spread, teacher_pairs
@@ -31,6 +32,20 @@ def test_a_healthy_method_is_left_in_peace(tmp_path):
 def test_collapse(tmp_path):
     found = sick(tmp_path / "r", sick="collapse")
     assert "effective rank 0.0" in found["collapse"] and "stop-gradient" in found["collapse"]
+
+
+@pytest.mark.parametrize(("slug", "collapses"), [("simclr", True), ("mae", False)])
+def test_a_vit_that_only_aligns_views_has_collapsed_and_one_that_paints_has_not(monkeypatch, tmp_path, slug, collapses):
+    """Both have features that are nearly alike at first; only one of them carries less with every step."""
+    def align(self, batch, progress):
+        a, b = (nn.functional.normalize(self.encoder.features(self.view(batch, which)), dim=1) for which in (1, 2))
+        return {"loss": (a - b).square().sum(1).mean() + 0 * sum(p.sum() for p in self.parameters())}
+
+    if collapses:
+        monkeypatch.setattr(SimCLR, "loss", align)
+    run = train(slug, "digits", out=tmp_path / "r", steps=60, batch=128, threads=1,
+                encoder={"name": "vit", "dim": 64, "depth": 2, "heads": 2, "patch": 2})
+    assert ("collapse" in alarms(run)) == collapses
 
 
 def test_dead_parameters_are_named(tmp_path, capsys):

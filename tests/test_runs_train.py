@@ -72,7 +72,7 @@ def test_a_run_folder_holds_everything(tmp_path):
     assert [r["step"] for r in steps] == list(range(1, 21))
     assert steps[-1]["loss"] < steps[0]["loss"] and steps[-1]["probe_accuracy"] > 0.5
     assert {"lr", "grad_norm", "rows_per_s", "seconds"} <= steps[0].keys()
-    assert {"data", "step", "watch", "log", "save"} == run.summary["profile"].keys() and run.summary["peak_mb"] > 10
+    assert {"timing", "data", "step", "watch", "log", "save"} == run.summary["profile"].keys() and run.summary["peak_mb"] > 10
     assert list((tmp_path / "r" / "tensorboard").iterdir())
     pixels = torch.rand(2, 1, 8, 8)
     with torch.no_grad():

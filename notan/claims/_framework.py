@@ -120,22 +120,33 @@ def report(claim: Claim, values: Values, minutes: float) -> dict[str, Any]:
 
 def run_and_print(slug: str, *, quick: bool, out: str | Path | None, console: Any) -> None:
     """`notan claim SLUG`: what is stated, where it stands while it runs, and what came out."""
-    from rich.table import Table
-
     facts = read_claim(slug).facts
     console.print(f"[bold]{slug}[/bold]: {facts['sentence']}\n{facts['protocol']}")
     console.print(f"confirmed if: {facts['confirms']}\nrefuted if: {facts['refutes']}\n")
     outcome = run_claim(slug, quick=quick, out=out, progress=lambda arm, seed, done, total: console.print(
         f"{done + 1}/{total}  {arm}, seed {seed}", highlight=False))
-    table = Table(title=f"mean ± sd over {len(outcome['seeds'])} seeds", title_justify="left")
-    for name in ("arm", *outcome["metrics"]):
-        table.add_column(name, overflow="fold")
-    for arm, row in outcome["means"].items():
-        table.add_row(arm, *[f"{row[m][0]:.4g} ± {row[m][1]:.2g}" if m in row else "" for m in outcome["metrics"]])
-    console.print(table)
+    console.print(_table(outcome))
     console.print(f"[bold]{outcome['verdict']}[/bold]: {outcome['sentence']}")
     if quick:
         console.print("A quick run checks that everything runs; its verdict means nothing and was not kept.")
+
+
+def _table(outcome: dict[str, Any]) -> Any:
+    """Mean and deviation of each arm and metric; whichever are fewer are the columns."""
+    from rich.table import Table
+
+    means, metrics = outcome["means"], outcome["metrics"]
+    arms, upright = list(means), len(metrics) <= len(means)
+    table = Table(title=f"mean ± sd over {len(outcome['seeds'])} seeds", title_justify="left")
+    for name in ("arm", *metrics) if upright else ("metric", *arms):
+        table.add_column(name, overflow="fold")
+
+    def cell(arm: str, metric: str) -> str:
+        return f"{means[arm][metric][0]:.4g} ± {means[arm][metric][1]:.2g}" if metric in means[arm] else ""
+
+    for name in arms if upright else metrics:
+        table.add_row(name, *([cell(name, m) for m in metrics] if upright else [cell(arm, name) for arm in arms]))
+    return table
 
 
 # --------------------------------------------------------------------------------------------- what is kept, and where

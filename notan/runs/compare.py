@@ -138,15 +138,26 @@ def _references(arms: list[Arm], data: Data, supervised: bool, encoder: str | No
         recipes = catalogue.method(arm.slug).recipes
         spec = encoder or recipes.get(recipe, recipes["small"])["encoder"]
         specs.setdefault(json.dumps(spec, sort_keys=True), spec)
-    return found + [Arm(f"random weights ({_name(spec)})", "random", {}, "random", spec) for spec in specs.values()]
+    names = [_family(spec) for spec in specs.values()]
+    names = [name if names.count(name) == 1 else _name(spec) for name, spec in zip(names, specs.values())]
+    return found + [Arm(f"random weights ({name})", "random", {}, "random", spec) for name, spec in zip(names, specs.values())]
 
 
 def _profile(arms: list[Arm], spent: Profile, seconds: float) -> dict[str, float]:
-    """Seconds of this comparison by what they went into; runs that were finished before count what they took then."""
+    """Seconds of this comparison by what they went into; runs that were finished before count what they took then.
+
+    The first three are forward and backward passes and the optimiser; the first has the views in it.
+    """
     summaries = [run.summary for arm in arms for run in arm.runs]
-    steps = sum(s.get("profile", {}).get("step", 0.0) for s in summaries)
-    runs = max(spent.seconds.pop("training"), sum(s["seconds_in_all"] for s in summaries))
-    parts = {"forward, backward, optimiser": steps, "the rest of the runs": runs - steps, **spent.seconds}
+
+    def part(name: str) -> float:
+        return sum(s.get("profile", {}).get(name, 0.0) for s in summaries)
+
+    steps, timing, looks = part("step"), part("timing"), part("watch")
+    runs = max(spent.seconds.pop("training"), timing + sum(s["seconds_in_all"] for s in summaries))
+    parts = {"training steps": steps, "steps that only time the machine": timing,
+             "embedding rows": spent.seconds.pop("embedding rows"), "looks while training": looks,
+             "the rest of the runs": runs - steps - timing - looks, **spent.seconds}
     return {**parts, "start and report": max(0.0, seconds - sum(parts.values()))}
 
 
@@ -204,6 +215,10 @@ def _row(label: str, kind: str, arm: Arm | None, results: list[dict], width: int
         "seconds": float(np.mean([s["seconds_in_all"] for s in summaries])) if trained else 0.0,
         "peak_mb": float(np.max([s["peak_mb"] for s in summaries])) if trained else 0.0,
     }
+
+
+def _family(spec: str | dict[str, Any]) -> str:
+    return spec if isinstance(spec, str) else spec["name"]
 
 
 def _name(spec: str | dict[str, Any]) -> str:

@@ -51,7 +51,7 @@ def difference(interval: tuple[float, float, float] | None) -> str:
 
 
 def shares(profile: dict[str, float]) -> str:
-    """Seconds by what they went into, as `Time: forward, backward, optimiser 73.0%; embedding rows 13.1%; ...`"""
+    """Seconds by what they went into, as `Time: training steps 73.0%; embedding rows 13.1%; ...`"""
     whole = sum(profile.values()) or 1.0
     return "Time: " + "; ".join(f"{name} {s / whole:.1%}" for name, s in profile.items()) + "."
 

@@ -127,7 +127,9 @@ def _run(config: Config, data: Data, folder: Path, accelerator: Accelerator, hea
     stepper = None
     if any(p.requires_grad for p in method.parameters()):
         stepper = Stepper(config, method, optim.build(config.optimiser, method), accelerator, loader.steps_per_epoch)
-    config = _measured(config, stepper, loader, accelerator.device)
+    profile = Profile()
+    with profile("timing"):
+        config = _measured(config, stepper, loader, accelerator.device)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     if world.is_main() and not (folder / "config.yaml").exists():
         facts = {"info": asdict(data.info), "fingerprint": data.fingerprint, "parameters": _sizes(method, config),
@@ -144,7 +146,6 @@ def _run(config: Config, data: Data, folder: Path, accelerator: Accelerator, hea
         world.barrier()
 
     machine.reset_peak()
-    profile = Profile()
     try:
         if stepper is not None:
             stepper.config = config
