@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PATIENCE = 3                                                            # looks in a row before an alarm
-LOW_SPREAD = 0.005              # 1 over the whole sphere, 0 if rows are equal; a masked ViT learns at 0.012 on tiny patches, and one
-                                # whose views are only aligned is below 0.005 after 30 steps
-LOW_RANK = 1.5
+LOW_SPREAD = 0.005                                                      # rows that are equal give 0, a whole sphere 1; masked
+LOW_RANK = 1.5                                                          # ViTs on tiny patches learn at 0.012
 
 
 class Alarm(NamedTuple):
