@@ -33,13 +33,21 @@ def _timed(pace):
 def test_the_fastest_thread_count_wins_and_one_far_behind_is_given_up_after_three_steps():
     (threads, pace), taken = _timed({2: 0.02, 1: 0.1})
     assert threads == 2 and pace == pytest.approx(0.02, rel=0.3)
-    assert taken == {2: 13, 1: 4}                                       # one of each is not counted
+    assert taken[2] > 20 and taken[1] == 4                              # one of each is not counted
 
 
 def test_a_smaller_count_that_is_faster_is_timed_in_full():
     (threads, pace), taken = _timed({2: 0.04, 1: 0.02})
     assert threads == 1 and pace == pytest.approx(0.02, rel=0.3)
-    assert taken[1] == 13
+    assert taken[1] > 20
+
+
+def test_steps_that_a_neighbour_slows_down_do_not_count():
+    paces = itertools.cycle([0.01, 0.05, 0.05])
+    module = nn.Linear(2, 2)
+    pace = machine.measure(lambda n, batch: time.sleep(next(paces)), itertools.count(), module,
+                           torch.optim.SGD(module.parameters()), [torch.get_num_threads()], enough=0.5)[1]
+    assert pace < 0.02
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc gives freed memory back; others are left alone")

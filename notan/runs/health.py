@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PATIENCE = 3                                                            # looks in a row before an alarm
-LOW_SPREAD = 0.005                                                      # rows that are equal give 0, a whole sphere 1; masked
-LOW_RANK = 1.5                                                          # ViTs on tiny patches learn at 0.012
+LOW_SPREAD = 0.005                                                      # of 1; masked ViTs on tiny patches learn at 0.012
+LOW_RANK = 1.5
 
 
 class Alarm(NamedTuple):
