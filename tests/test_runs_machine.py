@@ -57,7 +57,7 @@ def test_freed_memory_serves_the_next_step(kept):
 import resource, torch
 from notan.runs import machine
 if {kept}: machine.keep_freed_memory()
-def step(): return [torch.ones(2**22) for _ in range(10)]               # 160 MB in parts of 16 MB
+def step(): return [torch.ones(12 * 2**20) for _ in range(3)]           # 48 MB each: by default mapped anew each time
 for _ in range(3): step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(3): step()
