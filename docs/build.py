@@ -7,13 +7,12 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from notan import catalogue
-from notan.runs.listing import result
+from notan.runs.listing import brief, result
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
@@ -38,11 +37,6 @@ def table(prefix: str) -> str:
         needs = ", ".join(e.card["needs"])
         lines.append(f"| [`{slug}`]({prefix}{slug}.md) | {cite(e.card)} | {needs} | {e.card['claim']} | {ours} |")
     return "\n".join(lines) + "\n"
-
-
-def brief(sentence: str) -> str:
-    """The first finding of a verdict; the method's page has them all."""
-    return re.split(r"; |\.\s", sentence)[0].rstrip(".") + "."
 
 
 def cite(card: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +20,11 @@ def result(slug: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def brief(sentence: str) -> str:
+    """The first finding of a verdict; a method's page has them all."""
+    return re.split(r"; |\.\s", sentence)[0].rstrip(".") + "."
+
+
 def print_list(what: str, console: Console | None = None) -> None:
     """Print the methods, the built-in data sources (with licences) or the claims (with verdicts)."""
     (console or Console()).print({"methods": _methods, "data": _data, "claims": _claims}[what]())
@@ -30,7 +36,7 @@ def _methods() -> Table:
         table.add_column(name, overflow="fold")
     for slug, entry in catalogue.methods().items():
         outcome = result(slug)
-        ours = f"{outcome['verdict']}: {outcome['sentence']}" if outcome else "-"
+        ours = f"{outcome['verdict']}: {brief(outcome['sentence'])}" if outcome else "-"
         source = f"{entry.title} ({entry.card['year']})" + (f" arXiv {entry.card['arxiv']}" if entry.card["arxiv"] else "")
         table.add_row(slug, source, ", ".join(entry.card["needs"]), entry.card["claim"], ours)
     return table
