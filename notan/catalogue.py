@@ -29,7 +29,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of `methods/` as a reader of its text sees it."""
+    """One file of `methods/` or `strategies/` as a reader of its text sees it."""
 
     slug: str
     path: Path
@@ -61,6 +61,20 @@ def method(slug: str) -> Entry:
     return methods()[slug]
 
 
+@cache
+def strategies() -> dict[str, Entry]:
+    """Slug to entry, for every file of `strategies/` whose name does not start with an underscore."""
+    files = sorted(p for p in (ROOT / "strategies").glob("*.py") if not p.name.startswith("_"))
+    return {p.stem: read(p, ("combine", "rerank"), ("CARD",)) for p in files}
+
+
+def strategy(slug: str) -> Entry:
+    """The entry of one strategy; an unknown name is answered with the nearest one."""
+    if slug not in strategies():
+        raise NotanError(f"there is no strategy {slug!r}", "a name from `notan decode list`", did_you_mean(slug, strategies()))
+    return strategies()[slug]
+
+
 def claims() -> dict[str, Path]:
     """Slug to file, for every claim."""
     return {p.stem: p for p in sorted((ROOT / "claims").glob("*.py")) if not p.name.startswith("_")}
@@ -77,15 +91,15 @@ def sources() -> dict[str, dict[str, Any]]:
     return found
 
 
-def read(path: Path) -> Entry:
-    """Parse one method file. Raises `NotanError` when something that must be a literal is not one."""
+def read(path: Path, parts: tuple[str, ...] = ("loss",), literals: tuple[str, ...] = ("CARD", "RECIPES")) -> Entry:
+    """Parse one file: its class is the one with one of `parts`. Raises `NotanError` when what must be literal is not."""
     tree = ast.parse(path.read_text())
     named = _literals(path, tree)
-    classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and "loss" in _defs(n)]
-    if len(classes) != 1 or "CARD" not in named or "RECIPES" not in named:
+    classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and not _defs(n).isdisjoint(parts)]
+    if len(classes) != 1 or not named.keys() >= set(literals):
         raise NotanError(
-            f"{path.name} has {len(classes)} classes with a `loss` and the names {sorted(named)}",
-            "one class with `loss`, a literal CARD and literal RECIPES",
+            f"{path.name} has {len(classes)} classes with a `{'` or `'.join(parts)}` and the names {sorted(named)}",
+            f"one class with it, and literal {' and '.join(literals)}",
             "see docs/add-a-method.md, or start the file's name with an underscore",
         )
     cls = classes[0]
@@ -96,8 +110,8 @@ def read(path: Path) -> Entry:
         for a, d in zip(init.args.kwonlyargs, init.args.kw_defaults)
     )
     doc = ast.get_docstring(cls) or ""
-    return Entry(path.stem, path, cls.name, ast.get_docstring(tree) or "", named["CARD"], named["RECIPES"], towers,
-                 tuple(f for f in flags if f.name != "data"), _argument_help(doc), frozenset(_defs(cls)))
+    return Entry(path.stem, path, cls.name, ast.get_docstring(tree) or "", named["CARD"], named.get("RECIPES", {}), towers,
+                 tuple(f for f in flags if f.name != "data"), _argument_help(doc), _defs(cls))
 
 
 def _literals(path: Path, tree: ast.Module) -> dict[str, Any]:
@@ -121,8 +135,8 @@ def _literal(path: Path, node: ast.expr) -> Any:
         ) from None
 
 
-def _defs(cls: ast.ClassDef) -> list[str]:
-    return [f.name for f in cls.body if isinstance(f, ast.FunctionDef)]
+def _defs(cls: ast.ClassDef) -> frozenset[str]:
+    return frozenset(f.name for f in cls.body if isinstance(f, ast.FunctionDef))
 
 
 def _text(node: ast.expr | None) -> str:

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "one method -> a run folder",
     "probe": "how good is an encoder: ridge, k-NN, logistic, few-shot, fine-tuning, segmentation",
     "embed": "a table of embeddings from a run or any Hugging Face encoder",
+    "decode": "contrastive decoding on any Hugging Face language model, beside plain greedy",
     "export": "take the encoder and leave: safetensors, transformers, ONNX",
     "doctor": "what is wrong with this data, or this run",
     "claim": "a paper's claim, re-tested small and honest",
@@ -53,6 +54,7 @@ def parser(argv: list[str]) -> argparse.ArgumentParser:
     _train_flags(parts["train"], argv)
     _probe_flags(parts["probe"])
     _embed_flags(parts["embed"])
+    _decode_flags(parts["decode"], argv)
     _export_flags(parts["export"])
     parts["doctor"].add_argument("what", metavar="RUN|DATA", help="a run folder, or anything --data takes")
     _claim_flags(parts["claim"])
@@ -162,6 +164,29 @@ def _embed_flags(p: argparse.ArgumentParser) -> None:
     _data_flags(p, None, stream=False)
 
 
+def _decode_flags(p: argparse.ArgumentParser, argv: list[str]) -> None:
+    p.add_argument("strategy", metavar="STRATEGY", help="list, or one of: " + ", ".join(catalogue.strategies()))
+    p.add_argument("--model", help="a folder, a hub name or a .gguf file with a causal language model")
+    p.add_argument("--amateur", help="the model to set it against: of the same vocabulary")
+    g = p.add_mutually_exclusive_group()
+    g.add_argument("--prompt", help="what to go on from")
+    g.add_argument("--file", type=Path, help="many of them: one {\"prompt\": ...} a line (jsonl)")
+    p.add_argument("--out", type=Path, help="with --file: answers as jsonl; lines it has already are not asked again")
+    p.add_argument("--max-new-tokens", type=int, default=128, help="(default: %(default)s)")
+    p.add_argument("--raw", action="store_true", help="the prompt as it is, not through the tokenizer's chat template")
+    p.add_argument("--sample", action="store_true", help="draw tokens instead of taking the best")
+    p.add_argument("--temperature", type=float, default=1.0, help="of the draw (default: %(default)s)")
+    p.add_argument("--top-p", type=float, default=1.0, help="draw within this probability (default: %(default)s)")
+    p.add_argument("--top-k", type=int, default=0, help="draw among this many tokens (default: all)")
+    p.add_argument("--seed", type=int, default=0)
+    named = next((a for a in argv[1:] if a in catalogue.strategies()), None) if argv[:1] == ["decode"] else None
+    if named:
+        entry = catalogue.strategy(named)
+        p.description = entry.doc
+        p.formatter_class = argparse.RawDescriptionHelpFormatter
+        _method_flags(p.add_argument_group(f"{named}: {entry.title}"), entry)
+
+
 def _export_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("run", metavar="RUN")
     p.add_argument("--to", choices=["safetensors", "hf", "onnx"], default="safetensors")
@@ -229,6 +254,26 @@ def _embed(args: argparse.Namespace) -> None:
 
     out = embed(args.run, args.data, out=args.out, split=args.split, data_options=_data_options(args))
     print(f"Embeddings: {out}")
+
+
+def _decode(args: argparse.Namespace) -> int:
+    if args.strategy == "list":
+        from notan.runs.listing import print_strategies
+
+        print_strategies()
+        return 0
+    from notan.runs.decode import decode_and_print
+
+    entry = catalogue.strategy(args.strategy)
+    if not args.model or not (args.prompt or args.file):
+        raise NotanError("no model or no prompt was named", "notan decode STRATEGY --model M --prompt P",
+                         "--model FOLDER|NAME|FILE.gguf and --prompt TEXT or --file PROMPTS.jsonl")
+    if args.file and not args.out:
+        raise NotanError("--file was given and no --out", "where the answers go", "--out answers.jsonl")
+    how = {"max_new_tokens": args.max_new_tokens, "sample": args.sample, "temperature": args.temperature, "top_p": args.top_p,
+           "top_k": args.top_k, "seed": args.seed}
+    return decode_and_print(args.strategy, args.model, args.prompt or args.file, out=args.out, amateur=args.amateur,
+                            settings=_settings(args, entry), chat=False if args.raw else None, how=how, console=_console())
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -30,6 +30,19 @@ def print_list(what: str, console: Console | None = None) -> None:
     (console or Console()).print({"methods": _methods, "data": _data, "claims": _claims}[what]())
 
 
+def print_strategies(console: Console | None = None) -> None:
+    """Print the strategies of `notan decode`."""
+    table = Table(title="Strategies", title_justify="left", expand=False)
+    table.add_column("strategy", no_wrap=True)
+    table.add_column("what it is", overflow="fold")
+    for name in ("paper", "needs"):
+        table.add_column(name, no_wrap=True)
+    for slug, entry in catalogue.strategies().items():
+        paper = f"{entry.card['arxiv']} ({entry.card['year']})"
+        table.add_row(slug, entry.doc.splitlines()[0], paper, ", ".join(entry.card["needs"]))
+    (console or Console()).print(table)
+
+
 def _methods() -> Table:
     table = Table(title="Methods", title_justify="left", expand=False)
     for name in ("method", "paper", "needs", "claim", "our number"):

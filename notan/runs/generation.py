@@ -1,0 +1,115 @@
+"""The loop that every strategy decodes with, on the machinery of `transformers`' own `generate`.
+
+`generate` prepares inputs, cache, processors and stopping criteria and then calls what it was given as
+`custom_generate`: `open_stream` gives the prepared stream back, so that any number of models can be stepped side by
+side, and `Combined` is a complete generation method (`lookahead.py` has the one that tries tokens before it takes one).
+Streams that share weights are rows of one batch: contexts x prompts, the main context's rows first.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from notan.strategies._strategy import Strategy
+
+Emit = Callable[[Tensor], None]                                         # the tokens (B,) of each step
+
+
+@dataclass
+class Stream:
+    """Rows of one model with their cache: `logits` after what was appended, `append` the next token of every row."""
+
+    model: Any
+    ids: Tensor                                                         # (R, L)
+    config: Any
+    kwargs: dict[str, Any]
+    started: bool = False
+
+    def logits(self) -> Tensor:
+        """Logits at the last position, float32 (R, V)."""
+        return self.step().logits[:, -1].float()
+
+    def step(self) -> Any:
+        """The model's output for what it has not read yet."""
+        if not self.started:
+            out = self.model._prefill(self.ids, self.config, self.kwargs)
+        else:
+            new = 1 if self.kwargs.get("use_cache") else None           # without a cache all is read again
+            inputs = self.model.prepare_inputs_for_generation(self.ids, next_sequence_length=new, **self.kwargs)
+            out = self.model(**inputs, return_dict=True)
+        self.started = True
+        self.kwargs = self.model._update_model_kwargs_for_generation(out, self.kwargs)
+        return out
+
+    def append(self, tokens: Tensor) -> None:                           # (R,)
+        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
+
+
+@torch.no_grad()
+def open_stream(model: Any, inputs: dict[str, Tensor], **settings: Any) -> Stream:
+    """A stream that `generate` has prepared: positions, mask, cache and, on a GPU, its static form."""
+    def prepared(model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any,
+                 **kwargs: Any) -> Stream:
+        return Stream(model, input_ids, generation_config, kwargs)
+
+    return model.generate(**inputs, custom_generate=prepared, **settings)
+
+
+class Combined:
+    """A generation method: `model.generate(**main, custom_generate=Combined(strategy, streams))`, main being the B main rows.
+
+    streams: each with the places in the strategy's order that its rows fill, so many times B rows. From `generate` come
+    the processors, the stopping criteria and the end, made for B rows; the reading is the streams'. emit: called with the
+    tokens (B,) of every step.
+    """
+
+    def __init__(self, strategy: Strategy, streams: Sequence[tuple[Stream, Sequence[int]]], emit: Emit | None = None) -> None:
+        self.strategy, self.streams, self.emit = strategy, streams, emit
+
+    def __call__(self, model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any,
+                 **model_kwargs: Any) -> Tensor:
+        draw = Draw(input_ids, logits_processor, stopping_criteria, generation_config, self.emit)
+        for t in itertools.count():
+            z: dict[int, Tensor] = {}                                   # place -> (B, V)
+            for stream, places in self.streams:
+                z |= zip(places, stream.logits().to(input_ids.device).chunk(len(places)))
+            tokens = draw(self.strategy.combine([z[place] for place in sorted(z)], t))
+            if draw.done:
+                break
+            for stream, places in self.streams:
+                stream.append(tokens.repeat(len(places)).to(stream.ids.device))
+        return draw.ids
+
+
+class Draw:
+    """From scores to tokens, as `generate` does it: processors, one draw or the best, padding after the end, stopping."""
+
+    def __init__(self, ids: Tensor, processors: Any, criteria: Any, config: Any, emit: Emit | None) -> None:
+        self.ids, self.processors, self.criteria, self.config, self.emit = ids, processors, criteria, config, emit
+        self.unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+
+    @property
+    def done(self) -> bool:
+        return not self.unfinished.any()
+
+    def __call__(self, scores: Tensor) -> Tensor:                       # (B, V) -> (B,)
+        scores = self.processors(self.ids, scores)
+        if self.config.do_sample:
+            return self.take(torch.multinomial(scores.softmax(1), 1)[:, 0])
+        return self.take(scores.argmax(1))
+
+    def take(self, tokens: Tensor) -> Tensor:
+        """Append the chosen tokens (B,); a row that has ended gets padding."""
+        if (pad := self.config._pad_token_tensor) is not None:
+            tokens = torch.where(self.unfinished, tokens, pad.to(tokens.device))
+        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
+        self.unfinished = self.unfinished & ~self.criteria(self.ids, None)
+        if self.emit is not None:
+            self.emit(tokens)
+        return tokens
