@@ -50,11 +50,13 @@ def run(strategy, model, inputs, *, foreign=None, new=12, emit=None, **how):
     """The strategy's tokens, its other streams reading the same prompts as rows of one batch, or with `foreign`, a model."""
     K = len(strategy.contexts(Context("x"), foreign is not None))
     how = {"max_new_tokens": new, "eos_token_id": None, **how}
-    if foreign is not None:
+    if foreign is not None and K:
         streams = [(open_stream(model, inputs, **how), [0]),
                    *((open_stream(foreign, inputs, **how), [i]) for i in range(1, K + 1))]
     else:
         streams = [(open_stream(model, {k: v.repeat(1 + K, 1) for k, v in inputs.items()}, **how), range(1 + K))]
+    for stream, _ in streams if hasattr(strategy, "layers") else ():
+        stream.layers = strategy.layers(model.config.num_hidden_layers, model.config.tie_word_embeddings)
     return model.generate(**inputs, custom_generate=Combined(strategy, streams, emit), **how)
 
 
@@ -62,7 +64,7 @@ def run(strategy, model, inputs, *, foreign=None, new=12, emit=None, **how):
 @pytest.mark.parametrize("slug", COMBINING)
 def test_no_contrast_and_no_head_is_the_model_token_for_token(slug, family):
     model, inputs = tiny(family), prompts()
-    strategy = made(slug, c=0.0, beta=0.0)
+    strategy = made(slug, **catalogue.strategy(slug).card["off"])
     plain = model.generate(**inputs, max_new_tokens=12, eos_token_id=None, do_sample=False)
     assert torch.equal(run(strategy, model, inputs, do_sample=False), plain)
     torch.manual_seed(5)
@@ -108,7 +110,7 @@ def test_constants_change_nothing_the_likeliest_stays_and_nothing_is_nan(slug):
     K = len(strategy.weights(0))
     z = [torch.randn(4, 9, dtype=torch.float64) * 5 for _ in range(K)]
     s = strategy.combine(z, 0)
-    moved = strategy.combine([x + c for x, c in zip(z, (3.0, -40.0, 7.0))], 0)
+    moved = strategy.combine([x + c for x, c in zip(z, (3.0, -40.0, 7.0, 0.5))], 0)
     torch.testing.assert_close(moved.softmax(1), s.softmax(1))
     assert s.gather(1, z[0].argmax(1, keepdim=True)).isfinite().all() and not s.isnan().any()
     order = torch.tensor([2, 0, 3, 1])
@@ -136,7 +138,7 @@ def test_the_same_seed_gives_the_same_text_and_another_one_another(slug):
 @pytest.mark.parametrize("slug", catalogue.strategies())
 def test_a_strategy_says_what_it_is(slug):
     entry = catalogue.strategy(slug)
-    assert entry.card.keys() >= {"title", "arxiv", "year", "needs", "claim", "cost", "sum", "deviations"}
+    assert entry.card.keys() >= {"title", "arxiv", "year", "needs", "claim", "cost", "sum", "off", "deviations"}
     assert all(f.name in entry.helps for f in entry.flags)
     assert all(f"**{part}.**" in entry.doc for part in ("What it is", "When it helps", "What it costs"))
     for f in entry.flags:

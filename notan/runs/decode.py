@@ -49,7 +49,12 @@ def decode(strategy: str | Any, model: str | Path | Any, prompts: str | Sequence
         method: Any = Searched(chosen, emit)
     else:
         readers = {"main": (model, tokenizer), **({"amateur": helper} if helper else {})}
-        method = Combined(chosen, _streams(readers, contexts, chat, how), emit)
+        streams = _streams(readers, contexts, chat, how)
+        for stream, _ in streams if hasattr(chosen, "layers") else ():
+            config = stream.model.config.get_text_config()
+            stream.layers = chosen.layers(config.num_hidden_layers, config.tie_word_embeddings)
+            stream.normed = getattr(chosen, "norm", False)
+        method = Combined(chosen, streams, emit)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         ids = model.generate(**main, custom_generate=method, **how)
@@ -166,7 +171,7 @@ def _answered(out: Path) -> set[int]:
 def _contexts(strategy: Any, prompts: list[str], amateur: bool) -> list[list[Context]]:
     if not prompts or any(not text.strip() for text in prompts):
         raise NotanError("a prompt is empty", "some text to go on from", "--prompt TEXT")
-    mains = [Context(text) for text in prompts]
+    mains = [strategy.main(Context(text)) if hasattr(strategy, "main") else Context(text) for text in prompts]
     if not hasattr(strategy, "contexts"):                               # it looks ahead instead
         return [[main] for main in mains]
     return [[main, *strategy.contexts(main, amateur)] for main in mains]

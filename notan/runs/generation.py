@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from notan.errors import NotanError
 from notan.strategies._strategy import Strategy
 
 Emit = Callable[[Tensor], None]                                         # the tokens (B,) of each step
@@ -23,17 +24,28 @@ Emit = Callable[[Tensor], None]                                         # the to
 
 @dataclass
 class Stream:
-    """Rows of one model with their cache: `logits` after what was appended, `append` the next token of every row."""
+    """Rows of one model with their cache: `logits` after what was appended, `append` the next token of every row.
+
+    layers: what the head would say of these layers' states is given too, 0 being the embeddings; normed: after the final
+    norm, which the head's own input has passed through.
+    """
 
     model: Any
     ids: Tensor                                                         # (R, L)
     config: Any
     kwargs: dict[str, Any]
     started: bool = False
+    layers: tuple[int, ...] = ()
+    normed: bool = False
 
-    def logits(self) -> Tensor:
-        """Logits at the last position, float32 (R, V)."""
-        return self.step().logits[:, -1].float()
+    def logits(self) -> list[Tensor]:
+        """Logits at the last position, float32 (R, V): the model's, then those of `layers`."""
+        if self.layers:
+            self.kwargs["output_hidden_states"] = True
+        out = self.step()
+        head, norm = self.model.get_output_embeddings(), final_norm(self.model) if self.normed else lambda h: h
+        early = [head(norm(out.hidden_states[j][:, -1])) for j in self.layers]
+        return [out.logits[:, -1].float(), *(z.float() for z in early)]
 
     def step(self) -> Any:
         """The model's output for what it has not read yet."""
@@ -61,10 +73,19 @@ def open_stream(model: Any, inputs: dict[str, Tensor], **settings: Any) -> Strea
     return model.generate(**inputs, custom_generate=prepared, **settings)
 
 
+def final_norm(model: Any) -> Any:
+    """The norm before the head. Raises `NotanError` where none has a usual name."""
+    for name in ("norm", "ln_f", "final_layer_norm", "final_layernorm"):
+        if hasattr(model.base_model, name):
+            return getattr(model.base_model, name)
+    raise NotanError(f"{type(model).__name__} has no final norm with a usual name", "norm or ln_f", "leave the norm out")
+
+
 class Combined:
     """A generation method: `model.generate(**main, custom_generate=Combined(strategy, streams))`, main being the B main rows.
 
-    streams: each with the places in the strategy's order that its rows fill, so many times B rows. From `generate` come
+    streams: each with the places in the strategy's order that its rows fill, so many times B rows; what their `layers` say
+    comes after all places. From `generate` come
     the processors, the stopping criteria and the end, made for B rows; the reading is the streams'. emit: called with the
     tokens (B,) of every step.
     """
@@ -77,9 +98,12 @@ class Combined:
         draw = Draw(input_ids, logits_processor, stopping_criteria, generation_config, self.emit)
         for t in itertools.count():
             z: dict[int, Tensor] = {}                                   # place -> (B, V)
+            early: list[Tensor] = []
             for stream, places in self.streams:
-                z |= zip(places, stream.logits().to(input_ids.device).chunk(len(places)))
-            tokens = draw(self.strategy.combine([z[place] for place in sorted(z)], t))
+                last, *layers = (x.to(input_ids.device) for x in stream.logits())
+                z |= zip(places, last.chunk(len(places)))
+                early += [part for x in layers for part in x.chunk(len(places))]
+            tokens = draw(self.strategy.combine([*(z[place] for place in sorted(z)), *early], t))
             if draw.done:
                 break
             for stream, places in self.streams:

@@ -35,7 +35,7 @@ class Searched:
         stream = Stream(model, input_ids, generation_config, model_kwargs)
         draw = Draw(input_ids, logits_processor, stopping_criteria, generation_config, self.emit)
         with last_states(model) as states:
-            z = stream.logits()                                         # (B, V)
+            z = stream.logits()[0]                                      # (B, V)
             H = unit(states[-1])                                        # (B, L, E)
             mask = stream.kwargs.get("attention_mask")
             seen = torch.ones(H.shape[:2], dtype=torch.bool, device=H.device) if mask is None else mask[:, :-1].bool()
@@ -157,6 +157,6 @@ def _one_row_is_exact(stream: Stream, z: Tensor, states: list[Tensor]) -> bool:
         first = unit(states[-1]).reshape(*tokens.shape, -1)
         keep(torch.ones(len(tokens), dtype=torch.long, device=tokens.device))
         twin.append(tokens[:, 1])
-        found.append((first, twin.logits()))                            # and the next step reads the kept cache
+        found.append((first, twin.logits()[0]))         # and the next step reads the kept cache
     (h, after), (h2, after2) = found
     return bool((h - h2).abs().max() < 0.01) and bool((after - after2).abs().max() < 0.01 * after2.abs().max().clamp(min=1))

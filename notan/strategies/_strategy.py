@@ -30,7 +30,12 @@ class Context:
 
 
 class Strategy(Protocol):
-    """Several streams, one choice."""
+    """Several streams, one choice. Two parts are optional:
+
+    main(given: Context) -> Context: what the main stream reads instead.
+    layers(depth: int, tied: bool) -> tuple[int, ...]: layers of every model whose logits `combine` gets too, after the
+        last layers': stream by stream, layer by layer.
+    """
 
     def contexts(self, main: Context, amateur: bool) -> list[Context]:
         """The streams beside the main one, in the order of `combine`'s logits; `amateur`: whether there is such a model."""

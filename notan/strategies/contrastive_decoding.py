@@ -34,6 +34,7 @@ CARD = {
     "claim": "Text chosen by how much more a large model expects it than a small one is more coherent at equal diversity.",
     "cost": "One pass of the amateur beside each of the expert.",
     "sum": "1 + c - c / tau (scaled; 1 at tau = 1), 1 - c / tau (difference)",
+    "off": {"c": 0.0, "beta": 0.0},
     "deviations": [
         "Temperature and truncation are applied to the contrast, not to the expert before it.",
     ],

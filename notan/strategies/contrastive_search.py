@@ -31,6 +31,7 @@ CARD = {
              "from models as they are.",
     "cost": "One pass of k tokens for each token, on one cache.",
     "sum": "does not add streams",
+    "off": {"alpha": 0.0},
     "deviations": [
         "Logits processors act before the k likeliest are taken; the official code has none.",
         "Ties go to the likelier token.",

@@ -30,6 +30,7 @@ CARD = {
     "claim": "Subtracting a copy that was made to hallucinate makes answers more truthful.",
     "cost": "A second row of the batch, or one pass of the amateur.",
     "sum": "1 - c: 0 at the paper's c = 1",
+    "off": {"c": 0.0, "beta": 0.0},
     "deviations": [
         "The instruction's words are ours; the paper's differ between tasks.",
         "The induced stream reads every emitted token; the released prompt variant never appends them to it.",
