@@ -16,6 +16,7 @@ from notan.errors import NotanError
 from notan.runs.checkpoint import write_text
 from notan.runs.generation import Combined, Emit, Stream, open_stream
 from notan.runs.lookahead import Searched
+from notan.runs.machine import choose_precision
 from notan.strategies._strategy import Context
 
 
@@ -93,8 +94,9 @@ def load(model: str | Path | Any, tokenizer: Any = None) -> tuple[Any, Any]:
     path, file = str(model), {}
     if path.endswith(".gguf"):
         path, file = str(Path(path).parent), {"gguf_file": Path(path).name}
+    dtype: Any = "auto" if choose_precision("auto") == "bf16" else torch.float32    # half precision crawls on other CPUs
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(path, dtype="auto", **file)
+        loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **file)
         tokenizer = AutoTokenizer.from_pretrained(path, **file)
     except ImportError as error:
         raise NotanError(f"{model} needs a package that is not installed: {error}", "the extra that brings it",
