@@ -55,7 +55,8 @@ def train(method: str, data: str | Data = "fashion-mnist", *, out: str | Path | 
     counts the rows of the global batch; `lr` is the peak rate; `settings` are the method's own flags. If `out` holds
     this very run it goes on from its last state, bit for bit as if undisturbed (`resume=False` starts over). `*_every`
     count steps; without them records are logged about 100 times a run, an online probe runs 2 to 5 times, and a state
-    is saved every five minutes and at the end. `log` is called with every record of metrics.jsonl.
+    is saved every five minutes and at the end. `log` is called with every record of metrics.jsonl. On glibc the process
+    keeps up to 1 GiB of freed memory from here on (`machine.keep_freed_memory`).
 
     Raises `NotanError` for settings that do not exist or fit, missing columns, another run in `out`, a full disk, or a
     loss that is not finite; `Stopped` (a KeyboardInterrupt) after Ctrl-C or SIGTERM, with the state saved.
