@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from notan.errors import NotanError as NotanError
     from notan.nets.build import load_encoder as load
     from notan.runs.compare import compare as compare
+    from notan.runs.decode import decode as decode
     from notan.runs.embed import embed as embed
     from notan.runs.export import export as export
     from notan.runs.probe import probe as probe
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "train": "notan.runs.train", "compare": "notan.runs.compare", "probe": "notan.runs.probe",
-    "embed": "notan.runs.embed", "export": "notan.runs.export", "doctor": "notan.runs.doctor",
+    "embed": "notan.runs.embed", "decode": "notan.runs.decode", "export": "notan.runs.export", "doctor": "notan.runs.doctor",
     "open_data": "notan.data", "NotanError": "notan.errors",
 }
 __all__ = [*_HOMES, "load"]

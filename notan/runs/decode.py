@@ -51,10 +51,8 @@ def decode(strategy: str | Any, model: str | Path | Any, prompts: str | Sequence
     else:
         readers = {"main": (model, tokenizer), **({"amateur": helper} if helper else {})}
         streams = _streams(readers, contexts, chat, how)
-        for stream, _ in streams if hasattr(chosen, "layers") else ():
-            config = stream.model.config.get_text_config()
-            stream.layers = chosen.layers(config.num_hidden_layers, config.tie_word_embeddings)
-            stream.normed = getattr(chosen, "norm", False)
+        for stream, _ in streams:
+            stream.layers, stream.normed = layers_of(chosen, stream.model), getattr(chosen, "norm", False)
         method = Combined(chosen, streams, emit)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -78,6 +76,12 @@ def build(slug: str, settings: dict[str, Any] | None = None) -> Any:
     if unknown:
         raise NotanError(f"{slug} has no setting {min(unknown)!r}", ", ".join(f.name for f in entry.flags))
     return getattr(importlib.import_module(f"notan.strategies.{slug}"), entry.cls)(**(settings or {}))
+
+
+def layers_of(strategy: Any, model: Any) -> tuple[int, ...]:
+    """The layers of this model that the strategy asks for, none for most."""
+    config = model.config.get_text_config()
+    return strategy.layers(config.num_hidden_layers, config.tie_word_embeddings) if hasattr(strategy, "layers") else ()
 
 
 def load(model: str | Path | Any, tokenizer: Any = None) -> tuple[Any, Any]:
