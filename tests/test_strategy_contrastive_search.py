@@ -37,7 +37,7 @@ def test_it_is_the_definition_whatever_the_padding(family, one_row):
     for b, pad in enumerate((0, 3)):
         wanted = slow(model, inputs["input_ids"][b: b + 1, pad:], k=4, alpha=0.6, new=10)
         assert torch.equal(ids[b, pad:], wanted[0])
-    assert method.one_row is (one_row if one_row is not None else True)     # these models let candidates share a row
+    assert method.used_one_row is (one_row is not False)                # these models let candidates share a row
 
 
 @pytest.mark.parametrize("settings", [{"alpha": 0.0}, {"k": 1}])

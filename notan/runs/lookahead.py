@@ -24,11 +24,12 @@ from notan.strategies.contrastive_search import ContrastiveSearch
 class Searched:
     """A generation method: `model.generate(**inputs, custom_generate=Searched(strategy))`.
 
-    one_row: read the candidates as tokens of one row; None finds out at the first step whether that gives the same states.
+    one_row: read the candidates as tokens of one row; None finds out at the first step whether that gives the same states,
+    and `used_one_row` then says so.
     """
 
     def __init__(self, strategy: ContrastiveSearch, emit: Emit | None = None, one_row: bool | None = None) -> None:
-        self.strategy, self.emit, self.one_row = strategy, emit, one_row
+        self.strategy, self.emit, self.one_row, self.used_one_row = strategy, emit, one_row, False
 
     def __call__(self, model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any,
                  **model_kwargs: Any) -> Tensor:
@@ -39,9 +40,8 @@ class Searched:
             H = unit(states[-1])                                        # (B, L, E)
             mask = stream.kwargs.get("attention_mask")
             seen = torch.ones(H.shape[:2], dtype=torch.bool, device=H.device) if mask is None else mask[:, :-1].bool()
-            if self.one_row is None:
-                self.one_row = _one_row_is_exact(stream, z, states)
-            read = _read_one_row if self.one_row else _read_repeated
+            self.used_one_row = _one_row_is_exact(stream, z, states) if self.one_row is None else self.one_row
+            read = _read_one_row if self.used_one_row else _read_repeated
             for t in itertools.count():
                 p, tokens = self._candidates(draw.processors(draw.ids, z), t)               # (B, k)
                 logits, keep = read(stream, tokens)                     # (B, k, V)
