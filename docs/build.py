@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from notan import catalogue
+from notan.claims._framework import shown
 from notan.runs.listing import brief, result
 
 DOCS = Path(__file__).parent
@@ -81,7 +82,7 @@ def claim(slug: str) -> str:
         return "This method has no claim file of its own; `notan compare` measures it beside the others."
     lines = ["| arm | " + " | ".join(outcome["metrics"]) + " |", "| --- |" + " --- |" * len(outcome["metrics"])]
     for arm, row in outcome["means"].items():
-        cells = [f"{row[m][0]:.4g} ± {row[m][1]:.2g}" if row.get(m) else "" for m in outcome["metrics"]]
+        cells = [shown(row, m) for m in outcome["metrics"]]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return (f"**{outcome['verdict']}.** {outcome['sentence']}\n\nClaim: {outcome['claim']['sentence']}\n\n"
             f"Protocol: {outcome['claim']['protocol']}\n\n" + "\n".join(lines)

@@ -50,34 +50,28 @@ class Entry:
 @cache
 def methods() -> dict[str, Entry]:
     """Slug to entry, for every file of `methods/` whose name does not start with an underscore."""
-    files = sorted(p for p in (ROOT / "methods").glob("*.py") if not p.name.startswith("_"))
-    return {p.stem: read(p) for p in files}
+    return {p.stem: read(p) for p in _files("methods")}
 
 
 def method(slug: str) -> Entry:
     """The entry of one method; an unknown name is answered with the nearest one."""
-    if slug not in methods():
-        raise NotanError(f"there is no method {slug!r}", "a name from `notan list`", did_you_mean(slug, methods()))
-    return methods()[slug]
+    return _named(slug, "method", methods(), "notan list")
 
 
 @cache
 def strategies() -> dict[str, Entry]:
     """Slug to entry, for every file of `strategies/` whose name does not start with an underscore."""
-    files = sorted(p for p in (ROOT / "strategies").glob("*.py") if not p.name.startswith("_"))
-    return {p.stem: read(p, ("combine", "rerank"), ("CARD",)) for p in files}
+    return {p.stem: read(p, ("combine", "rerank"), ("CARD",)) for p in _files("strategies")}
 
 
 def strategy(slug: str) -> Entry:
     """The entry of one strategy; an unknown name is answered with the nearest one."""
-    if slug not in strategies():
-        raise NotanError(f"there is no strategy {slug!r}", "a name from `notan decode list`", did_you_mean(slug, strategies()))
-    return strategies()[slug]
+    return _named(slug, "strategy", strategies(), "notan decode list")
 
 
 def claims() -> dict[str, Path]:
     """Slug to file, for every claim."""
-    return {p.stem: p for p in sorted((ROOT / "claims").glob("*.py")) if not p.name.startswith("_")}
+    return {p.stem: p for p in _files("claims")}
 
 
 def sources() -> dict[str, dict[str, Any]]:
@@ -112,6 +106,17 @@ def read(path: Path, parts: tuple[str, ...] = ("loss",), literals: tuple[str, ..
     doc = ast.get_docstring(cls) or ""
     return Entry(path.stem, path, cls.name, ast.get_docstring(tree) or "", named["CARD"], named.get("RECIPES", {}), towers,
                  tuple(f for f in flags if f.name != "data"), _argument_help(doc), _defs(cls))
+
+
+def _files(room: str) -> list[Path]:
+    """The papers' files of one room."""
+    return sorted(p for p in (ROOT / room).glob("*.py") if not p.name.startswith("_"))
+
+
+def _named(slug: str, kind: str, entries: dict[str, Entry], command: str) -> Entry:
+    if slug not in entries:
+        raise NotanError(f"there is no {kind} {slug!r}", f"a name from `{command}`", did_you_mean(slug, entries))
+    return entries[slug]
 
 
 def _literals(path: Path, tree: ast.Module) -> dict[str, Any]:

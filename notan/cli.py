@@ -115,15 +115,17 @@ def _train_flags(p: argparse.ArgumentParser, argv: list[str]) -> None:
     g.add_argument("--accumulate", type=int, default=1, help="micro-steps per step; refused for losses that contrast rows")
     g.add_argument("--compile", action="store_true", help="torch.compile the step")
     g.add_argument("--probe-every", type=int, metavar="STEPS", help="online probe")
-    named = next((a for a in argv[1:] if a in catalogue.methods()), None) if argv[:1] == ["train"] else None
-    if named:
-        entry = catalogue.method(named)
-        p.description = entry.doc
-        p.formatter_class = argparse.RawDescriptionHelpFormatter
-        _method_flags(p.add_argument_group(f"{named}: {entry.title}"), entry)
+    _named_flags(p, argv, "train", catalogue.methods())
 
 
-def _method_flags(group: Any, entry: catalogue.Entry) -> None:
+def _named_flags(p: argparse.ArgumentParser, argv: list[str], command: str, entries: dict[str, catalogue.Entry]) -> None:
+    """The page and the flags of the method or strategy that `argv` names, when it is `command`'s."""
+    entry = next((entries[a] for a in argv[1:] if a in entries), None) if argv[:1] == [command] else None
+    if entry is None:
+        return
+    p.description = entry.doc
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    group = p.add_argument_group(f"{entry.slug}: {entry.title}")
     for f in entry.flags:
         choice = catalogue.choices(f.annotation)
         text = entry.helps.get(f.name, "").replace("%", "%%")
@@ -179,12 +181,7 @@ def _decode_flags(p: argparse.ArgumentParser, argv: list[str]) -> None:
     p.add_argument("--top-p", type=float, default=1.0, help="draw within this probability (default: %(default)s)")
     p.add_argument("--top-k", type=int, default=0, help="draw among this many tokens (default: all)")
     p.add_argument("--seed", type=int, default=0)
-    named = next((a for a in argv[1:] if a in catalogue.strategies()), None) if argv[:1] == ["decode"] else None
-    if named:
-        entry = catalogue.strategy(named)
-        p.description = entry.doc
-        p.formatter_class = argparse.RawDescriptionHelpFormatter
-        _method_flags(p.add_argument_group(f"{named}: {entry.title}"), entry)
+    _named_flags(p, argv, "decode", catalogue.strategies())
 
 
 def _export_flags(p: argparse.ArgumentParser) -> None:
@@ -258,9 +255,9 @@ def _embed(args: argparse.Namespace) -> None:
 
 def _decode(args: argparse.Namespace) -> int:
     if args.strategy == "list":
-        from notan.runs.listing import print_strategies
+        from notan.runs.listing import print_list
 
-        print_strategies()
+        print_list("strategies")
         return 0
     from notan.runs.decode import decode_and_print
 

@@ -131,21 +131,24 @@ def run_and_print(slug: str, *, quick: bool, out: str | Path | None, console: An
         console.print("A quick run checks that everything runs; its verdict means nothing and was not kept.")
 
 
+def shown(row: dict[str, Any], metric: str) -> str:
+    """An arm's mean and deviation of one metric, "" where it was not measured."""
+    return f"{row[metric][0]:.4g} ± {row[metric][1]:.2g}" if row.get(metric) else ""
+
+
 def _table(outcome: dict[str, Any]) -> Any:
     """Mean and deviation of each arm and metric; whichever are fewer are the columns."""
     from rich.table import Table
 
-    means, metrics = outcome["means"], outcome["metrics"]
-    arms, upright = list(means), len(metrics) <= len(means)
+    means, metrics, first = outcome["means"], outcome["metrics"], "arm"
+    rows = {arm: [shown(row, m) for m in metrics] for arm, row in means.items()}
+    if len(metrics) > len(means):
+        rows, metrics, first = dict(zip(metrics, map(list, zip(*rows.values())))), list(means), "metric"
     table = Table(title=f"mean ± sd over {len(outcome['seeds'])} seeds", title_justify="left")
-    for name in ("arm", *metrics) if upright else ("metric", *arms):
+    for name in (first, *metrics):
         table.add_column(name, overflow="fold")
-
-    def cell(arm: str, metric: str) -> str:
-        return f"{means[arm][metric][0]:.4g} ± {means[arm][metric][1]:.2g}" if metric in means[arm] else ""
-
-    for name in arms if upright else metrics:
-        table.add_row(name, *([cell(name, m) for m in metrics] if upright else [cell(arm, name) for arm in arms]))
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
     return table
 
 

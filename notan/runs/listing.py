@@ -26,12 +26,12 @@ def brief(sentence: str) -> str:
 
 
 def print_list(what: str, console: Console | None = None) -> None:
-    """Print the methods, the built-in data sources (with licences) or the claims (with verdicts)."""
-    (console or Console()).print({"methods": _methods, "data": _data, "claims": _claims}[what]())
+    """Print the methods, the strategies, the built-in data sources (with licences) or the claims (with verdicts)."""
+    kinds = {"methods": _methods, "strategies": _strategies, "data": _data, "claims": _claims}
+    (console or Console()).print(kinds[what]())
 
 
-def print_strategies(console: Console | None = None) -> None:
-    """Print the strategies of `notan decode`."""
+def _strategies() -> Table:
     table = Table(title="Strategies", title_justify="left", expand=False)
     table.add_column("strategy", no_wrap=True)
     table.add_column("what it is", overflow="fold")
@@ -40,7 +40,7 @@ def print_strategies(console: Console | None = None) -> None:
     for slug, entry in catalogue.strategies().items():
         paper = f"{entry.card['arxiv']} ({entry.card['year']})"
         table.add_row(slug, entry.doc.splitlines()[0], paper, ", ".join(entry.card["needs"]))
-    (console or Console()).print(table)
+    return table
 
 
 def _methods() -> Table:
