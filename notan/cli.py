@@ -265,6 +265,8 @@ def _decode(args: argparse.Namespace) -> int:
     if not args.model or not (args.prompt or args.file):
         raise NotanError("no model or no prompt was named", "notan decode STRATEGY --model M --prompt P",
                          "--model FOLDER|NAME|FILE.gguf and --prompt TEXT or --file PROMPTS.jsonl")
+    if args.file and not args.file.is_file():
+        raise NotanError(f"there is no file {args.file}", 'a jsonl file, one {"prompt": ...} a line', "check the path")
     if args.file and not args.out:
         raise NotanError("--file was given and no --out", "where the answers go", "--out answers.jsonl")
     how = {"max_new_tokens": args.max_new_tokens, "sample": args.sample, "temperature": args.temperature, "top_p": args.top_p,

@@ -94,11 +94,38 @@ def test_a_file_goes_on_where_it_stopped_and_names_the_lines_it_cannot_read(mode
     ({"prompts": "  "}, "a prompt is empty"),
     ({"prompts": "w1 " * 200}, "a prompt of 200 tokens and 8 new ones.*at most 128"),
     ({"model": "/no/such/folder"}, "no language model"),
+    ({"settings": {"beta": 2.0}}, r"beta = 2.0.*from 0 to 1"),
+    ({"settings": {"c": float("nan")}}, r"c = nan"),
+    ({"strategy": "contrastive_search", "settings": {"k": 0}}, r"k = 0.*from 1"),
+    ({"max_new_tokens": 0}, "max_new_tokens = 0"),
+    ({"sample": True, "temperature": 0.0}, "temperature = 0.0"),
 ])
 def test_bad_input_is_explained(model, options, message):
     given = {"strategy": "icd", "model": model, "prompts": "w1", "max_new_tokens": 8, **options}
     with pytest.raises(NotanError, match=message):
         decode(given.pop("strategy"), given.pop("model"), given.pop("prompts"), **given)
+
+
+def test_a_file_that_is_not_there_and_answers_of_another_strategy_are_refused(model, tmp_path, capsys):
+    command = ["decode", "icd", "--model", str(model), "--file", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "o.jsonl")]
+    assert main(command) == 1 and "there is no file" in capsys.readouterr().err
+    (tmp_path / "none.jsonl").write_text('{"prompt": "w1"}\n')
+    (tmp_path / "o.jsonl").write_text('{"line": 1, "prompt": "w1", "dola": "w2", "greedy": "w3"}\n')
+    assert main(command) == 1 and "holds other lines than answers of icd" in capsys.readouterr().err
+
+
+def test_a_missing_amateur_is_noticed_before_a_model_is_read():
+    with pytest.raises(NotanError, match="amateur, and none was given"):
+        decode("contrastive_decoding", "/no/such/folder", "w1")
+
+
+@pytest.mark.parametrize("broken", ["empty folder", "weights"])
+def test_a_broken_model_is_named(model, tmp_path, broken):
+    if broken == "weights":
+        for file in model.iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes()[:100] if file.suffix == ".safetensors" else file.read_bytes())
+    with pytest.raises(NotanError, match="no language model that can be read"):
+        decode("icd", tmp_path, "w1")
 
 
 def test_an_amateur_of_another_vocabulary_is_refused(model, tmp_path):

@@ -120,8 +120,7 @@ def _check(arms: list[Arm], data: Data, baseline: str, seeds: int) -> None:
 def _check_batches(arms: list[Arm], data: Data, batch: int | None, recipe: str) -> None:
     """An arm whose batch the data cannot fill would fail after the others have trained."""
     for arm in arms:
-        recipes = catalogue.method(arm.slug).recipes
-        rows = batch or recipes.get(recipe, recipes["small"])["batch"]
+        rows = batch or _recipe(arm, recipe)["batch"]
         if arm.kind != "random" and rows > data.rows:
             raise NotanError(f"{arm.label} takes a batch of {rows} rows, but the training split has {data.rows}",
                              "no more than the data has", f"--batch {max(2, data.rows // 2)}, or more data")
@@ -135,12 +134,16 @@ def _references(arms: list[Arm], data: Data, supervised: bool, encoder: str | No
         found.append(Arm("supervised", "supervised", {}, "supervised"))
     specs: dict[str, Any] = {}
     for arm in arms + found:
-        recipes = catalogue.method(arm.slug).recipes
-        spec = encoder or recipes.get(recipe, recipes["small"])["encoder"]
+        spec = encoder or _recipe(arm, recipe)["encoder"]
         specs.setdefault(json.dumps(spec, sort_keys=True), spec)
     names = [_family(spec) for spec in specs.values()]
     names = [name if names.count(name) == 1 else _name(spec) for name, spec in zip(names, specs.values())]
     return found + [Arm(f"random weights ({name})", "random", {}, "random", spec) for name, spec in zip(names, specs.values())]
+
+
+def _recipe(arm: Arm, recipe: str) -> dict[str, Any]:
+    recipes = catalogue.method(arm.slug).recipes
+    return recipes.get(recipe, recipes["small"])
 
 
 def _profile(arms: list[Arm], spent: Profile, seconds: float) -> dict[str, float]:

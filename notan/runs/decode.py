@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from notan import catalogue
@@ -17,7 +19,9 @@ from notan.runs.checkpoint import write_text
 from notan.runs.generation import Combined, Emit, Stream, open_stream
 from notan.runs.lookahead import Searched
 from notan.runs.machine import choose_precision
-from notan.strategies._strategy import Context
+from notan.strategies._strategy import Context, check_between
+
+Readers = dict[str, tuple[Any, Any]]                                    # "main" and perhaps "amateur": model, tokenizer
 
 
 def decode(strategy: str | Any, model: str | Path | Any, prompts: str | Sequence[str], *, tokenizer: Any = None,
@@ -35,36 +39,41 @@ def decode(strategy: str | Any, model: str | Path | Any, prompts: str | Sequence
     amateur, or one with another vocabulary.
     """
     chosen = build(strategy, settings) if isinstance(strategy, str) else strategy
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    model, tokenizer = load(model, tokenizer)
-    helper = load(amateur, tokenizer if not isinstance(amateur, (str, Path)) else None) if amateur is not None else None
-    if helper is not None:
-        _check_vocabularies(tokenizer, helper[1])
-    if isinstance(strategy, str):
-        _check_amateur(strategy, helper)
-    how = {"max_new_tokens": max_new_tokens, "do_sample": sample,
-           **({"temperature": temperature, "top_p": top_p, "top_k": top_k} if sample else {})}
-    contexts = _contexts(chosen, texts, helper is not None)             # of each prompt, the main one first
-    main = _rows(tokenizer, [c[0] for c in contexts], chat, model, max_new_tokens)
-    if hasattr(chosen, "rerank"):
-        method: Any = Searched(chosen, emit)
+    readers = read_with(chosen, model, tokenizer, amateur)
+    return _decoded(chosen, readers, [prompts] if isinstance(prompts, str) else list(prompts), chat=chat, emit=emit, seed=seed,
+                    how=_how(max_new_tokens, sample, temperature, top_p, top_k))
+
+
+def _decoded(strategy: Any, readers: Readers, texts: list[str], *, chat: bool | None, emit: Emit | None, seed: int,
+             how: dict[str, Any]) -> list[str]:
+    model, tokenizer = readers["main"]
+    contexts = contexts_of(strategy, texts, "amateur" in readers)
+    main = rows_of(readers["main"], [c[0] for c in contexts], chat, how["max_new_tokens"])
+    if hasattr(strategy, "rerank"):
+        method: Any = Searched(strategy, emit)
     else:
-        readers = {"main": (model, tokenizer), **({"amateur": helper} if helper else {})}
-        streams = _streams(readers, contexts, chat, how)
-        for stream, _ in streams:
-            stream.layers, stream.normed = layers_of(chosen, stream.model), getattr(chosen, "norm", False)
-        method = Combined(chosen, streams, emit)
+        method = Combined(strategy, _streams(strategy, readers, contexts, chat, how), emit)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         ids = model.generate(**main, custom_generate=method, **how)
     return tokenizer.batch_decode(ids[:, main["input_ids"].shape[1]:], skip_special_tokens=True)
 
 
+def _how(max_new_tokens: int, sample: bool, temperature: float, top_p: float, top_k: int) -> dict[str, Any]:
+    """`generate`'s settings. Raises `NotanError` for a number out of its range."""
+    check_between(1, math.inf, max_new_tokens=max_new_tokens)
+    check_between(0, math.inf, top_k=top_k)
+    check_between(1e-6, math.inf, temperature=temperature)
+    check_between(1e-6, 1, top_p=top_p)
+    drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if sample else {}
+    return {"max_new_tokens": max_new_tokens, "do_sample": sample, **drawn}
+
+
 def greedy(model: Any, tokenizer: Any, prompts: str | Sequence[str], *, max_new_tokens: int = 128,
            chat: bool | None = None) -> list[str]:
     """`transformers`' own greedy decoding of the same prompts: what every strategy is shown beside."""
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    rows = _rows(tokenizer, [Context(text) for text in texts], chat, model, max_new_tokens)
+    rows = rows_of((model, tokenizer), [Context(text) for text in texts], chat, max_new_tokens)
     ids = model.generate(**rows, max_new_tokens=max_new_tokens, do_sample=False)
     return tokenizer.batch_decode(ids[:, rows["input_ids"].shape[1]:], skip_special_tokens=True)
 
@@ -78,10 +87,31 @@ def build(slug: str, settings: dict[str, Any] | None = None) -> Any:
     return getattr(importlib.import_module(f"notan.strategies.{slug}"), entry.cls)(**(settings or {}))
 
 
-def layers_of(strategy: Any, model: Any) -> tuple[int, ...]:
-    """The layers of this model that the strategy asks for, none for most."""
+def layers_of(strategy: Any, model: Any) -> tuple[tuple[int, ...], bool]:
+    """The layers of this model that the strategy asks for, none for most, and whether it wants them normed."""
     config = model.config.get_text_config()
-    return strategy.layers(config.num_hidden_layers, config.tie_word_embeddings) if hasattr(strategy, "layers") else ()
+    layers = strategy.layers(config.num_hidden_layers, config.tie_word_embeddings) if hasattr(strategy, "layers") else ()
+    return layers, getattr(strategy, "norm", False)
+
+
+def read_with(strategy: Any, model: str | Path | Any, tokenizer: Any, amateur: str | Path | Any) -> Readers:
+    """The models that the strategy reads with, each with its tokenizer, by the name its contexts give them.
+
+    Raises `NotanError` for a missing amateur, before anything is loaded, and for one with another vocabulary.
+    """
+    check_amateur(strategy, amateur)
+    readers = {"main": load(model, tokenizer)}
+    if amateur is not None:
+        readers["amateur"] = load(amateur, None if isinstance(amateur, (str, Path)) else readers["main"][1])
+        _check_vocabularies(readers["main"][1], readers["amateur"][1])
+    return readers
+
+
+def check_amateur(strategy: Any, amateur: Any) -> None:
+    """Raises `NotanError` when a context of the strategy is an amateur's and there is none."""
+    if amateur is None and any(c.model == "amateur" for c in contexts_of(strategy, ["a prompt"], False)[0]):
+        raise NotanError(f"{type(strategy).__name__} sets the model against an amateur, and none was given",
+                         "a smaller or weaker model with the same vocabulary", "--amateur NAME")
 
 
 def load(model: str | Path | Any, tokenizer: Any = None) -> tuple[Any, Any]:
@@ -105,29 +135,26 @@ def load(model: str | Path | Any, tokenizer: Any = None) -> tuple[Any, Any]:
     except ImportError as error:
         raise NotanError(f"{model} needs a package that is not installed: {error}", "the extra that brings it",
                          "pip install 'notan[gguf]'") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise NotanError(f"{model} is no language model that can be read: {str(error).splitlines()[0]}",
                          "a folder or hub name with a causal language model, or a .gguf file", "check the name") from None
     device: Any = "cuda" if torch.cuda.is_available() else "cpu"
     return loaded.to(device).eval(), _padded(tokenizer)
 
 
-def decode_and_print(strategy: str, model: str, source: str | Path, *, out: Path | None, amateur: str | None,
+def decode_and_print(strategy: str, model: str, source: str | Path, *, out: Path, amateur: str | None,
                      settings: dict[str, Any], chat: bool | None, how: dict[str, Any], console: Any) -> int:
     """`notan decode`: one prompt to the screen, or a file of them to `out`; 1 if a line of it could not be read."""
-    chosen = build(strategy, settings)
-    main, tokenizer = load(model)
-    helper = load(amateur) if amateur else None
-    if helper is not None:
-        _check_vocabularies(tokenizer, helper[1])
-    _check_amateur(strategy, helper)
+    chosen, seed = build(strategy, settings), how.pop("seed")
+    settled = _how(**how)
+    readers = read_with(chosen, model, None, amateur)
 
     def both(prompt: str) -> dict[str, Any]:
-        text = decode(chosen, main, prompt, tokenizer=tokenizer, amateur=helper[0] if helper else None, chat=chat, **how)[0]
-        return {strategy: text, "greedy": greedy(main, tokenizer, prompt, max_new_tokens=how["max_new_tokens"], chat=chat)[0]}
+        text = _decoded(chosen, readers, [prompt], chat=chat, emit=None, seed=seed, how=settled)[0]
+        return {strategy: text, "greedy": greedy(*readers["main"], prompt, max_new_tokens=how["max_new_tokens"], chat=chat)[0]}
 
     if isinstance(source, Path):
-        bad = decode_file(source, out or source.with_suffix(".out.jsonl"), both, console)
+        bad = decode_file(source, out, strategy, both, console)
         console.print(f"answers: {out}" + (f"   {bad} lines could not be read" if bad else ""), soft_wrap=True)
         return int(bad > 0)
     for name, text in both(source).items():
@@ -136,45 +163,63 @@ def decode_and_print(strategy: str, model: str, source: str | Path, *, out: Path
     return 0
 
 
-def decode_file(path: Path, out: Path, decoded: Callable[[str], dict[str, Any]], console: Any = None) -> int:
-    """`decoded(prompt) -> dict` for each line {"prompt": ...} of a jsonl file, appended to `out` as it goes.
+def decode_file(path: Path, out: Path, name: str, decoded: Callable[[str], dict[str, Any]], console: Any = None) -> int:
+    """`decoded(prompt) -> {name: text, ...}` for each line {"prompt": ...} of a jsonl file, appended to `out` as it goes.
 
     A line that `out` has already is not decoded again; a line that cannot be read is reported by its number and left
-    out. Returns how many lines could not be read.
+    out. Returns how many lines could not be read. Raises `NotanError` for an `out` that holds something else.
     """
     from rich.progress import track
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    done, bad = _answered(out), 0
-    lines = path.read_text().splitlines()
+    done, bad = _answered(out, name), 0
     with out.open("a") as file:
-        for number, line in enumerate(track(lines, "decoding", console=console), start=1):
+        for number, line in enumerate(track(path.read_text().splitlines(), "decoding", console=console), start=1):
             if number in done or not line.strip():
                 continue
             try:
-                prompt = json.loads(line)["prompt"]
+                prompt = _prompt(line)
                 found = decoded(prompt)
-            except (json.JSONDecodeError, KeyError, TypeError, NotanError) as error:
+            except NotanError as error:
                 bad += 1
                 if console is not None:
-                    said = f"{path}, line {number}: {type(error).__name__}: {error}"
-                    console.print(said, style="yellow", markup=False, soft_wrap=True)
+                    console.print(f"{path}, line {number}: {error}", style="yellow", markup=False, soft_wrap=True)
                 continue
             file.write(json.dumps({"line": number, "prompt": prompt, **found}) + "\n")
             file.flush()
     return bad
 
 
-def _answered(out: Path) -> set[int]:
+def _prompt(line: str) -> str:
+    """The prompt of one line of a jsonl file."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise NotanError(f"no JSON ({error})", '{"prompt": "..."}') from None
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        seen = f"the keys {', '.join(map(repr, row))}" if isinstance(row, dict) else f"a {type(row).__name__}"
+        raise NotanError(f"{seen}, and no text as 'prompt'", '{"prompt": "..."}')
+    return row["prompt"]
+
+
+def _answered(out: Path, name: str) -> set[int]:
     """The line numbers that `out` has; a last line that was cut off in the writing is taken out of it."""
     lines = out.read_text().splitlines(keepends=True) if out.exists() else []
     if lines and not lines[-1].endswith("\n"):
-        write_text(out, "".join(lines[:-1]))
         lines = lines[:-1]
-    return {json.loads(line)["line"] for line in lines}
+        write_text(out, "".join(lines))
+    try:
+        rows = [json.loads(line) for line in lines]
+        if all(name in row for row in rows):
+            return {row["line"] for row in rows}
+    except (json.JSONDecodeError, KeyError, TypeError):
+        pass
+    raise NotanError(f"{out} holds other lines than answers of {name}", "an --out of its own for each strategy",
+                     "choose another --out, or remove the file")
 
 
-def _contexts(strategy: Any, prompts: list[str], amateur: bool) -> list[list[Context]]:
+def contexts_of(strategy: Any, prompts: list[str], amateur: bool) -> list[list[Context]]:
+    """The contexts of each prompt, the main one first. Raises `NotanError` for an empty prompt."""
     if not prompts or any(not text.strip() for text in prompts):
         raise NotanError("a prompt is empty", "some text to go on from", "--prompt TEXT")
     mains = [strategy.main(Context(text)) if hasattr(strategy, "main") else Context(text) for text in prompts]
@@ -183,22 +228,21 @@ def _contexts(strategy: Any, prompts: list[str], amateur: bool) -> list[list[Con
     return [[main, *strategy.contexts(main, amateur)] for main in mains]
 
 
-def _streams(readers: dict[str, tuple[Any, Any]], contexts: list[list[Context]], chat: bool | None,
+def _streams(strategy: Any, readers: Readers, contexts: list[list[Context]], chat: bool | None,
              how: dict[str, Any]) -> list[tuple[Stream, list[int]]]:
     """One stream for each model, with the places of its contexts: contexts x prompts are rows of one batch."""
     streams = []
-    for name, (model, tokenizer) in readers.items():
+    for name, reader in readers.items():
         places = [i for i, c in enumerate(contexts[0]) if c.model == name]
-        rows = [c[i] for i in places for c in contexts]
-        if rows:
-            streams.append((open_stream(model, _rows(tokenizer, rows, chat, model, how["max_new_tokens"]), **how), places))
-    if (missing := {c.model for c in contexts[0]} - readers.keys()):
-        raise NotanError(f"this strategy reads with a model {min(missing)!r}, and none was given", "--amateur NAME")
+        if places:
+            rows = rows_of(reader, [c[i] for i in places for c in contexts], chat, how["max_new_tokens"])
+            streams.append((open_stream(reader[0], rows, *layers_of(strategy, reader[0]), **how), places))
     return streams
 
 
-def _rows(tokenizer: Any, contexts: list[Context], chat: bool | None, model: Any, new: int) -> dict[str, Tensor]:
-    """Left-padded `input_ids` and `attention_mask` (R, L) on the model's device."""
+def rows_of(reader: tuple[Any, Any], contexts: list[Context], chat: bool | None, new: int) -> dict[str, Tensor]:
+    """Left-padded `input_ids` and `attention_mask` (R, L) on the model's device, with room for `new` tokens more."""
+    model, tokenizer = reader
     chat = bool(tokenizer.chat_template) if chat is None else chat
     if chat:
         said = [[*([{"role": "system", "content": c.system}] if c.system else []), {"role": "user", "content": c.prompt}]
@@ -219,12 +263,6 @@ def _padded(tokenizer: Any) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _check_amateur(strategy: str, helper: Any) -> None:
-    if "amateur" in catalogue.strategy(strategy).card["needs"] and helper is None:
-        raise NotanError(f"{strategy} sets the model against an amateur, and none was given",
-                         "a smaller or weaker model with the same vocabulary", "--amateur NAME")
 
 
 def _check_vocabularies(main: Any, amateur: Any) -> None:

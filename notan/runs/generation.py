@@ -43,9 +43,8 @@ class Stream:
         if self.layers:
             self.kwargs["output_hidden_states"] = True
         out = self.step()
-        head, norm = self.model.get_output_embeddings(), final_norm(self.model) if self.normed else lambda h: h
-        early = [head(norm(out.hidden_states[j][:, -1])) for j in self.layers]
-        return [out.logits[:, -1].float(), *(z.float() for z in early)]
+        early = heads_word(self.model, [out.hidden_states[j][:, -1] for j in self.layers], self.normed)
+        return [out.logits[:, -1].float(), *early]
 
     def step(self) -> Any:
         """The model's output for what it has not read yet."""
@@ -64,13 +63,21 @@ class Stream:
 
 
 @torch.no_grad()
-def open_stream(model: Any, inputs: dict[str, Tensor], **settings: Any) -> Stream:
-    """A stream that `generate` has prepared: positions, mask, cache and, on a GPU, its static form."""
+def open_stream(model: Any, inputs: dict[str, Tensor], layers: tuple[int, ...] = (), normed: bool = False,
+                **settings: Any) -> Stream:
+    """A stream that `generate` has prepared, with its `settings`: positions, mask and cache. layers, normed: `Stream`'s."""
     def prepared(model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any,
                  **kwargs: Any) -> Stream:
-        return Stream(model, input_ids, generation_config, kwargs)
+        return Stream(model, input_ids, generation_config, kwargs, layers=layers, normed=normed)
 
     return model.generate(**inputs, custom_generate=prepared, **settings)
+
+
+def heads_word(model: Any, states: Sequence[Tensor], normed: bool) -> list[Tensor]:
+    """Float32 logits (..., V) that the model's head gives for states (..., E) of earlier layers; normed: through the final
+    norm first."""
+    head, norm = model.get_output_embeddings(), final_norm(model) if normed else lambda h: h
+    return [head(norm(h)).float() for h in states]
 
 
 def final_norm(model: Any) -> Any:
@@ -85,9 +92,8 @@ class Combined:
     """A generation method: `model.generate(**main, custom_generate=Combined(strategy, streams))`, main being the B main rows.
 
     streams: each with the places in the strategy's order that its rows fill, so many times B rows; what their `layers` say
-    comes after all places. From `generate` come
-    the processors, the stopping criteria and the end, made for B rows; the reading is the streams'. emit: called with the
-    tokens (B,) of every step.
+    comes after all places. From `generate` come the processors, the stopping criteria and the end, made for B rows; the
+    reading is the streams'. emit: called with the tokens (B,) of every step.
     """
 
     def __init__(self, strategy: Strategy, streams: Sequence[tuple[Stream, Sequence[int]]], emit: Emit | None = None) -> None:

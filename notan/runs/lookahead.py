@@ -92,14 +92,15 @@ def _at(x: Tensor, best: Tensor) -> Tensor:
     return x[torch.arange(len(x), device=x.device), best.to(x.device)]
 
 
-def _cache_of(stream: Stream) -> Any:
-    return next(stream.kwargs[name] for name in ("cache", "past_key_values") if stream.kwargs.get(name) is not None)
+def _cache_of(stream: Stream) -> tuple[str, Any]:
+    """What `transformers` calls the cache in this version, and the cache."""
+    return next((name, cache) for name in ("cache", "past_key_values") if (cache := stream.kwargs.get(name)) is not None)
 
 
 def _read_one_row(stream: Stream, tokens: Tensor) -> tuple[Tensor, Any]:
     """Logits (B, k, V) after each candidate (B, k), and what keeps the chosen one's keys and values in the cache."""
     B, k = tokens.shape
-    cache, dtype = _cache_of(stream), stream.model.dtype
+    (name, cache), dtype = _cache_of(stream), stream.model.dtype
     L = cache.get_seq_length()
     text = torch.zeros(B, 1, 1, L, dtype=dtype, device=tokens.device)
     if (mask := stream.kwargs.get("attention_mask")) is not None:
@@ -107,7 +108,6 @@ def _read_one_row(stream: Stream, tokens: Tensor) -> tuple[Tensor, Any]:
     selves = torch.full((k, k), torch.finfo(dtype).min, dtype=dtype, device=tokens.device).fill_diagonal_(0)
     sees = torch.cat([text.expand(B, 1, k, L), selves.expand(B, 1, k, k)], dim=3)
     positions = stream.kwargs["position_ids"][..., -1:].expand(*stream.kwargs["position_ids"].shape[:-1], k)
-    name = "cache" if "cache" in stream.kwargs else "past_key_values"
     out = stream.model(input_ids=tokens, attention_mask=sees, position_ids=positions, use_cache=True, return_dict=True,
                        **{name: cache})
 
@@ -124,7 +124,7 @@ def _read_one_row(stream: Stream, tokens: Tensor) -> tuple[Tensor, Any]:
 def _read_repeated(stream: Stream, tokens: Tensor) -> tuple[Tensor, Any]:
     """The same with every row, and its cache, k times."""
     B, k = tokens.shape
-    cache = _cache_of(stream)
+    cache = _cache_of(stream)[1]
     cache.batch_repeat_interleave(k)
     rows = {name: x.repeat_interleave(k, dim=x.ndim - 2) if name in ("attention_mask", "position_ids") and x is not None else x
             for name, x in stream.kwargs.items()}
@@ -143,7 +143,7 @@ def _one_row_is_exact(stream: Stream, z: Tensor, states: list[Tensor]) -> bool:
     """Whether this model and cache let candidates be tokens of one row: tried on copies of the cache, both ways."""
     from transformers.cache_utils import DynamicLayer
 
-    cache = _cache_of(stream)
+    cache = _cache_of(stream)[1]
     if stream.kwargs.get("position_ids") is None or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return False
     tokens, found = z.topk(2).indices, []

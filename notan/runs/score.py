@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from notan.errors import NotanError
-from notan.runs.decode import _contexts, _rows, layers_of
-from notan.runs.generation import final_norm
+from notan.runs.decode import check_amateur, contexts_of, layers_of, rows_of
+from notan.runs.generation import heads_word
 
 MASKED = -1000.0                                                        # of a token outside the head; the released scorers' value
 
@@ -24,13 +24,15 @@ def answer_scores(strategy: Any, model: Any, tokenizer: Any, prompt: str, answer
     be above 0. renormalise: over the vocabulary, which makes probabilities of them again. The released scorers of DoLa and
     ICD do not renormalise and use no head (beta = 0) for TruthfulQA, and do both (beta = 0.1) for FACTOR.
 
-    Raises `NotanError` for an answer without tokens, and for a strategy that looks ahead instead of adding streams.
+    Raises `NotanError` for an answer without tokens, a missing amateur, and a strategy that looks ahead instead of adding
+    streams.
     """
     if not hasattr(strategy, "combine"):
         raise NotanError(f"{type(strategy).__name__} chooses by looking ahead and gives no scores to tokens",
                          "a strategy that adds streams", "see `notan decode list`")
+    check_amateur(strategy, amateur)
     readers = {"main": model, "amateur": amateur}
-    contexts = _contexts(strategy, [prompt], amateur is not None)[0]
+    contexts = contexts_of(strategy, [prompt], amateur is not None)[0]
     found = []
     for answer in answers:
         ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
@@ -39,7 +41,7 @@ def answer_scores(strategy: Any, model: Any, tokenizer: Any, prompt: str, answer
         last: list[Tensor] = []
         early: list[Tensor] = []
         for name in ("main", "amateur"):                                # stream by stream, as in decoding
-            read = [_read(readers[name], _rows(tokenizer, [c], chat, readers[name], len(ids)), ids, strategy)
+            read = [_read(readers[name], rows_of((readers[name], tokenizer), [c], chat, len(ids)), ids, strategy)
                     for c in contexts if c.model == name]
             last += [z[0] for z in read]
             early += [z[j] for j in range(1, len(read[0]) if read else 0) for z in read]
@@ -52,9 +54,8 @@ def answer_scores(strategy: Any, model: Any, tokenizer: Any, prompt: str, answer
 
 def _read(model: Any, rows: dict[str, Tensor], answer: list[int], strategy: Any) -> list[Tensor]:
     """Logits (n, V) before each token of the answer, and what the head says of the strategy's layers there."""
-    layers, n = layers_of(strategy, model), len(answer)
+    (layers, normed), n = layers_of(strategy, model), len(answer)
     ids = torch.cat([rows["input_ids"], torch.tensor([answer], device=rows["input_ids"].device)], dim=1)
     out = model(ids, output_hidden_states=bool(layers))
-    norm = final_norm(model) if getattr(strategy, "norm", False) else lambda h: h
-    early = [model.get_output_embeddings()(norm(out.hidden_states[j][0, -n - 1: -1])) for j in layers]
-    return [z.float() for z in (out.logits[0, -n - 1: -1], *early)]
+    early = heads_word(model, [out.hidden_states[j][0, -n - 1: -1] for j in layers], normed)
+    return [out.logits[0, -n - 1: -1].float(), *early]

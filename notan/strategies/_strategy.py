@@ -19,6 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from notan.errors import NotanError
+
 
 @dataclass(frozen=True)
 class Context:
@@ -48,6 +50,13 @@ class Strategy(Protocol):
     def combine(self, z: Sequence[Tensor], t: int) -> Tensor:
         """Logits (B, V) of every stream to the scores (B, V) that processors, warpers and the draw see."""
         ...
+
+
+def check_between(low: float, high: float, **settings: float) -> None:
+    """Raises `NotanError` for a setting outside of the range, or NaN."""
+    for name, value in settings.items():
+        if not low <= value <= high:
+            raise NotanError(f"{name} = {value}", f"{name} from {low:g} to {high:g}", "correct the value")
 
 
 def weighted(z: Sequence[Tensor], w: Sequence[float]) -> Tensor:

@@ -21,12 +21,13 @@ family of sizes, or short factual answers, expect little.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
 
-from notan.strategies._strategy import Context, plausible, weighted, within
+from notan.strategies._strategy import Context, check_between, plausible, weighted, within
 
 CARD = {
     "title": "Contrastive Decoding: Open-ended Text Generation as Optimization", "arxiv": "2210.15097", "year": 2023,
@@ -52,6 +53,9 @@ class ContrastiveDecoding:
 
     def __init__(self, *, c: float = 0.5, form: Literal["scaled", "difference"] = "scaled", tau: float = 1.0,
                  beta: float = 0.1) -> None:
+        check_between(0, math.inf, c=c)
+        check_between(1e-6, math.inf, tau=tau)
+        check_between(0, 1, beta=beta)
         self.c, self.form, self.tau, self.beta = c, form, tau, beta
 
     def contexts(self, main: Context, amateur: bool) -> list[Context]:

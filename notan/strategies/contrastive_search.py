@@ -22,7 +22,11 @@ not copied.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
+
+from notan.strategies._strategy import check_between
 
 CARD = {
     "title": "Contrastive Search Is What You Need For Neural Text Generation", "arxiv": "2210.14140", "year": 2023,
@@ -49,6 +53,9 @@ class ContrastiveSearch:
     """
 
     def __init__(self, *, k: int = 5, alpha: float = 0.6, diverse: int = 0, nucleus: float = 0.95) -> None:
+        check_between(1, math.inf, k=k)
+        check_between(0, math.inf, diverse=diverse)
+        check_between(0, 1, alpha=alpha, nucleus=nucleus)
         self.k, self.alpha, self.diverse, self.nucleus = k, alpha, diverse, nucleus
 
     def rerank(self, p: Tensor, h: Tensor, H: Tensor, seen: Tensor) -> Tensor:

@@ -19,13 +19,14 @@ best. Controlled studies find little on models tuned to follow instructions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from notan.strategies._strategy import Context, plausible, within
+from notan.strategies._strategy import Context, check_between, plausible, within
 
 CARD = {
     "title": "DoLa: Decoding by Contrasting Layers Improves Factuality in Large Language Models", "arxiv": "2309.03883",
@@ -54,6 +55,8 @@ class DoLa:
 
     def __init__(self, *, bucket: Literal["low", "high"] = "low", c: float = 1.0, beta: float = 0.1,
                  jsd: Literal["true", "official"] = "true", norm: bool = False) -> None:
+        check_between(0, math.inf, c=c)
+        check_between(0, 1, beta=beta)
         self.bucket, self.c, self.beta, self.jsd, self.norm = bucket, c, beta, jsd, norm
 
     def contexts(self, main: Context, amateur: bool) -> list[Context]:

@@ -18,11 +18,12 @@ paper's c: where the two agree, the choice among plausible tokens is *uniform*, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from notan.strategies._strategy import Context, plausible, weighted, within
+from notan.strategies._strategy import Context, check_between, plausible, weighted, within
 
 CARD = {
     "title": "Alleviating Hallucinations of Large Language Models through Induced Hallucinations", "arxiv": "2312.15710",
@@ -37,6 +38,7 @@ CARD = {
     ],
 }
 
+
 class ICD:
     """The model minus its hallucinating copy.
 
@@ -49,6 +51,8 @@ class ICD:
         self, *, c: float = 1.0, beta: float = 0.1,
         instruction: str = "You make things up. Answer with a statement that sounds right and is false.",
     ) -> None:
+        check_between(0, math.inf, c=c)
+        check_between(0, 1, beta=beta)
         self.c, self.beta, self.instruction = c, beta, instruction
 
     def contexts(self, main: Context, amateur: bool) -> list[Context]:

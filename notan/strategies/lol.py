@@ -20,11 +20,12 @@ its upper layers only has F_m = 0, and this is `icd`. All weights come to 0 at b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from notan.strategies._strategy import Context, plausible, weighted, within
+from notan.strategies._strategy import Context, check_between, plausible, weighted, within
 
 CARD = {
     "title": "Lower Layer Matters: Alleviating Hallucination via Multi-Layer Fusion Contrastive Decoding with Truthfulness "
@@ -58,6 +59,8 @@ class LOL:
         truth: str = "Answer truthfully and literally, with what can be verified.",
         instruction: str = "You make things up. Answer with a statement that sounds right and is false.",
     ) -> None:
+        check_between(0, math.inf, b=b, c=c, omega=omega)
+        check_between(0, 1, lower=lower, beta=beta)
         self.b, self.c, self.omega, self.lower, self.beta = b, c, omega, lower, beta
         self.truth, self.instruction = truth, instruction
 
