@@ -66,12 +66,15 @@ def page(e: catalogue.Entry) -> str:
 
 
 def strategy_page(e: catalogue.Entry) -> str:
-    """One strategy's page: its docstring, flags, weights and deviations."""
+    """One strategy's page: its docstring, flags, weights, deviations and claim."""
     amateur = " --amateur SMALLER" if "amateur" in e.card["needs"] else ""
+    image = " --image FILE" if "image" in e.card["needs"] else ""
     parts = [
-        f"# {e.slug}", cite(e.card), e.doc, "## Run it", f"```\nnotan decode {e.slug} --model MODEL{amateur} --prompt TEXT\n```",
+        f"# {e.slug}", cite(e.card), e.doc,
+        "## Run it", f"```\nnotan decode {e.slug} --model MODEL{amateur} --prompt TEXT{image}\n```",
         "## Flags", flag_table(e), "## The weights come to", f"{e.card['sum']}.",
         "## Deviations", "\n".join(f"- {d}" for d in e.card["deviations"]) or "None known.",
+        *(["## Ours", claim(e.slug)] if result(e.slug) else []),
     ]
     return "\n\n".join(p.strip() for p in parts if p) + "\n"
 

@@ -17,7 +17,7 @@ COMMANDS = {
     "train": "one method -> a run folder",
     "probe": "how good is an encoder: ridge, k-NN, logistic, few-shot, fine-tuning, segmentation",
     "embed": "a table of embeddings from a run or any Hugging Face encoder",
-    "decode": "contrastive decoding on any Hugging Face language model, beside plain greedy",
+    "decode": "contrastive decoding on any Hugging Face model of words, or words and pictures, beside greedy",
     "export": "take the encoder and leave: safetensors, transformers, ONNX",
     "doctor": "what is wrong with this data, or this run",
     "claim": "a paper's claim, re-tested small and honest",
@@ -168,11 +168,12 @@ def _embed_flags(p: argparse.ArgumentParser) -> None:
 
 def _decode_flags(p: argparse.ArgumentParser, argv: list[str]) -> None:
     p.add_argument("strategy", metavar="STRATEGY", help="list, or one of: " + ", ".join(catalogue.strategies()))
-    p.add_argument("--model", help="a folder, a hub name or a .gguf file with a causal language model")
+    p.add_argument("--model", help="a folder, a hub name or a .gguf file with a language model, or one that sees")
     p.add_argument("--amateur", help="the model to set it against: of the same vocabulary")
     g = p.add_mutually_exclusive_group()
     g.add_argument("--prompt", help="what to go on from")
-    g.add_argument("--file", type=Path, help="many of them: one {\"prompt\": ...} a line (jsonl)")
+    g.add_argument("--file", type=Path, help="many of them: one {\"prompt\": ..., \"image\": FILE} a line (jsonl), image or not")
+    p.add_argument("--image", help="the picture that the prompt asks about")
     p.add_argument("--out", type=Path, help="with --file: answers as jsonl; lines it has already are not asked again")
     p.add_argument("--max-new-tokens", type=int, default=128, help="(default: %(default)s)")
     p.add_argument("--raw", action="store_true", help="the prompt as it is, not through the tokenizer's chat template")
@@ -267,12 +268,15 @@ def _decode(args: argparse.Namespace) -> int:
                          "--model FOLDER|NAME|FILE.gguf and --prompt TEXT or --file PROMPTS.jsonl")
     if args.file and not args.file.is_file():
         raise NotanError(f"there is no file {args.file}", 'a jsonl file, one {"prompt": ...} a line', "check the path")
+    if args.file and args.image:
+        raise NotanError("--image was given beside --file", "pictures in the file", 'a line {"prompt": ..., "image": FILE}')
     if args.file and not args.out:
         raise NotanError("--file was given and no --out", "where the answers go", "--out answers.jsonl")
     how = {"max_new_tokens": args.max_new_tokens, "sample": args.sample, "temperature": args.temperature, "top_p": args.top_p,
            "top_k": args.top_k, "seed": args.seed}
-    return decode_and_print(args.strategy, args.model, args.prompt or args.file, out=args.out, amateur=args.amateur,
-                            settings=_settings(args, entry), chat=False if args.raw else None, how=how, console=_console())
+    return decode_and_print(args.strategy, args.model, args.prompt or args.file, image=args.image, out=args.out,
+                            amateur=args.amateur, settings=_settings(args, entry), chat=False if args.raw else None, how=how,
+                            console=_console())
 
 
 def _export(args: argparse.Namespace) -> None:

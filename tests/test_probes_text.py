@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_strategies import tiny
+from tiny_models import tiny
 
 from notan.errors import NotanError
 from notan.probes import answers

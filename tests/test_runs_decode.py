@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from test_strategies import tiny
+from tiny_models import tiny
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from notan.cli import main
 from notan.errors import NotanError
-from notan.runs.decode import decode, greedy, load
+from notan.runs.decode import decode, greedy
+from notan.runs.reader import load
 
 WORDS = ["<s>", "</s>", "<pad>", *(f"w{i}" for i in range(58))]
 

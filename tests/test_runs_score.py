@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from test_runs_decode import saved
-from test_strategies import COMBINING, made
+from test_strategies import made
 
 from notan import catalogue
 from notan.errors import NotanError
 from notan.probes.answers import multiple_choice
-from notan.runs.decode import load
+from notan.runs.reader import load
 from notan.runs.score import answer_scores
 
+COMBINING = [slug for slug, e in catalogue.strategies().items() if "combine" in e.has and "image" not in e.card["needs"]]
 PROMPT, ANSWERS = "w1 w2 w3", ["w4 w5", "w6", "w7 w8 w9"]
 
 

@@ -6,40 +6,23 @@ import importlib
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
+from PIL import Image
+from tiny_models import CONFIGS, MARKS, SEEING, prompts, repeated, row, tiny
 
 from notan import catalogue
 from notan.runs.generation import Combined, open_stream
+from notan.runs.reader import layers_of
 from notan.strategies._strategy import Context, plausible, weighted, within
 
-VOCABULARY = 61
-COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-CONFIGS = {
-    "gpt2": lambda: GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=128, **COMMON),
-    "llama": lambda: LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                                 num_key_value_heads=2, max_position_embeddings=128, **COMMON),
-    "qwen2": lambda: Qwen2Config(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                                 num_key_value_heads=2, max_position_embeddings=128, **COMMON),
-}
 COMBINING = [slug for slug, e in catalogue.strategies().items() if "combine" in e.has]
+ON = [(slug, family) for slug in COMBINING for family in CONFIGS
+      if family in SEEING or "image" not in catalogue.strategy(slug).card["needs"]]
+GIVEN = Context("is there a dog?", image=Image.new("RGB", (16, 16)))
 
 
-def tiny(family: str, seed: int = 0, dtype: torch.dtype = torch.float64):
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[family]()).to(dtype).eval()
-    with torch.no_grad():                                               # untrained heads are nearly uniform
-        for p in model.parameters():
-            p.mul_(3 if p.ndim > 1 else 1)
-    return model
-
-
-def prompts(B: int = 2, L: int = 7, pads: tuple[int, ...] = (0, 3), seed: int = 0) -> dict[str, torch.Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, VOCABULARY, (B, L), generator=g)
-    mask = torch.ones_like(ids)
-    for b, n in zip(range(B), pads):
-        ids[b, :n], mask[b, :n] = 2, 0
-    return {"input_ids": ids, "attention_mask": mask}
+def family_of(slug: str, seeing: str = "llava", reading: str = "llama") -> str:
+    """A family that the strategy works on."""
+    return seeing if "image" in catalogue.strategy(slug).card["needs"] else reading
 
 
 def made(slug: str, **settings):
@@ -48,48 +31,46 @@ def made(slug: str, **settings):
 
 def run(strategy, model, inputs, *, foreign=None, new=12, emit=None, **how):
     """The strategy's tokens, its other streams reading the same prompts as rows of one batch, or with `foreign`, a model."""
-    K = len(strategy.contexts(Context("x"), foreign is not None))
-    how = {"max_new_tokens": new, "eos_token_id": None, **how}
+    K = len(strategy.contexts(GIVEN, foreign is not None))
+    how = {"max_new_tokens": new, "eos_token_id": None, "suppress_tokens": MARKS, **how}
     if foreign is not None and K:
         streams = [(open_stream(model, inputs, **how), [0]),
                    *((open_stream(foreign, inputs, **how), [i]) for i in range(1, K + 1))]
     else:
-        streams = [(open_stream(model, {k: v.repeat(1 + K, 1) for k, v in inputs.items()}, **how), range(1 + K))]
+        streams = [(open_stream(model, repeated(inputs, 1 + K), **how), range(1 + K))]
     for stream, _ in streams if hasattr(strategy, "layers") else ():
-        stream.layers = strategy.layers(model.config.num_hidden_layers, model.config.tie_word_embeddings)
+        stream.layers = layers_of(strategy, model)[0]
     return model.generate(**inputs, custom_generate=Combined(strategy, streams, emit), **how)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize("slug", COMBINING)
+@pytest.mark.parametrize(("slug", "family"), ON)
 def test_no_contrast_and_no_head_is_the_model_token_for_token(slug, family):
-    model, inputs = tiny(family), prompts()
+    model, inputs = tiny(family), prompts(family)
     strategy = made(slug, **catalogue.strategy(slug).card["off"])
-    plain = model.generate(**inputs, max_new_tokens=12, eos_token_id=None, do_sample=False)
+    plain = model.generate(**inputs, max_new_tokens=12, eos_token_id=None, suppress_tokens=MARKS, do_sample=False)
     assert torch.equal(run(strategy, model, inputs, do_sample=False), plain)
     torch.manual_seed(5)
-    plain = model.generate(**inputs, max_new_tokens=12, eos_token_id=None, do_sample=True, top_k=0)
+    plain = model.generate(**inputs, max_new_tokens=12, eos_token_id=None, suppress_tokens=MARKS, do_sample=True, top_k=0)
     torch.manual_seed(5)
     assert torch.equal(run(strategy, model, inputs, do_sample=True, top_k=0), plain)
 
 
 @pytest.mark.parametrize("slug", COMBINING)
 def test_rows_of_one_pass_are_separate_passes(slug):
-    model, inputs = tiny("llama"), prompts()
+    model, inputs = tiny(family_of(slug)), prompts(family_of(slug))
     together = run(made(slug), model, inputs, do_sample=False)
     apart = run(made(slug), model, inputs, foreign=model, do_sample=False)
     assert torch.equal(together, apart)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize("slug", COMBINING)
+@pytest.mark.parametrize(("slug", "family"), ON)
 def test_padding_and_company_change_nothing_and_neither_does_the_cache(slug, family):
-    model, amateur, inputs = tiny(family), tiny(family, seed=1), prompts()
-    both = run(made(slug), model, inputs, foreign=amateur, do_sample=False)[:, 7:]
+    model, amateur, inputs = tiny(family), tiny(family, seed=1), prompts(family)
+    L = inputs["input_ids"].shape[1]
+    both = run(made(slug), model, inputs, foreign=amateur, do_sample=False)[:, L:]
     for b, pad in enumerate((0, 3)):
-        alone = {k: v[b: b + 1, pad:] for k, v in inputs.items()}
-        assert torch.equal(run(made(slug), model, alone, foreign=amateur, do_sample=False)[0, 7 - pad:], both[b])
-    uncached = run(made(slug), model, inputs, foreign=amateur, do_sample=False, use_cache=False)[:, 7:]
+        assert torch.equal(run(made(slug), model, row(inputs, b, pad), foreign=amateur, do_sample=False)[0, L - pad:], both[b])
+    uncached = run(made(slug), model, inputs, foreign=amateur, do_sample=False, use_cache=False)[:, L:]
     assert torch.equal(uncached, both)
 
 
@@ -119,15 +100,17 @@ def test_constants_change_nothing_the_likeliest_stays_and_nothing_is_nan(slug):
 
 @pytest.mark.parametrize("slug", COMBINING)
 def test_beta_one_is_greedy(slug):
-    model, amateur, inputs = tiny("gpt2"), tiny("gpt2", seed=1), prompts()
-    plain = model.generate(**inputs, max_new_tokens=12, eos_token_id=None, do_sample=False)
+    family = family_of(slug, "qwen2_vl", "gpt2")
+    model, amateur, inputs = tiny(family), tiny(family, seed=1), prompts(family)
+    plain = model.generate(**inputs, max_new_tokens=12, eos_token_id=None, suppress_tokens=MARKS, do_sample=False)
     for how in ({"do_sample": False}, {"do_sample": True, "top_k": 0}):
         assert torch.equal(run(made(slug, beta=1.0), model, inputs, foreign=amateur, **how), plain)
 
 
 @pytest.mark.parametrize("slug", COMBINING)
 def test_the_same_seed_gives_the_same_text_and_another_one_another(slug):
-    model, amateur, inputs = tiny("llama"), tiny("llama", seed=1), prompts()
+    family = family_of(slug)
+    model, amateur, inputs = tiny(family), tiny(family, seed=1), prompts(family)
     found = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -152,9 +135,9 @@ def test_a_stream_of_weight_zero_takes_no_part():
 
 def test_rows_that_have_ended_are_padded_and_the_others_go_on():
     model, inputs = tiny("llama"), prompts()
-    plain = model.generate(**inputs, max_new_tokens=12, eos_token_id=None, do_sample=False)[:, 7:]
+    plain = model.generate(**inputs, max_new_tokens=12, eos_token_id=None, suppress_tokens=MARKS, do_sample=False)[:, 7:]
     stop = int(plain[0, 4])
-    wanted = model.generate(**inputs, max_new_tokens=12, eos_token_id=stop, do_sample=False)
+    wanted = model.generate(**inputs, max_new_tokens=12, eos_token_id=stop, do_sample=False, suppress_tokens=MARKS)
     strategy = made("contrastive_decoding", c=0.0, beta=0.0)
     assert torch.equal(run(strategy, model, inputs, do_sample=False, eos_token_id=stop), wanted)
 
@@ -163,7 +146,8 @@ def test_processors_and_tokens_as_they_come():
     model, inputs = tiny("llama"), prompts()
     seen: list[torch.Tensor] = []
     strategy = made("contrastive_decoding", c=0.0, beta=0.0)
-    how = {"eos_token_id": None, "do_sample": False, "repetition_penalty": 1.7, "no_repeat_ngram_size": 2}
+    how = {"eos_token_id": None, "do_sample": False, "suppress_tokens": MARKS, "repetition_penalty": 1.7,
+           "no_repeat_ngram_size": 2}
     ids = run(strategy, model, inputs, emit=seen.append, **how)
     assert torch.equal(ids, model.generate(**inputs, max_new_tokens=12, **how)) and torch.equal(torch.stack(seen, 1), ids[:, 7:])
 

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_strategies import CONFIGS, made, prompts, tiny
+from test_strategies import made
+from tiny_models import CONFIGS, IMAGE, MARKS, prompts, row, tiny
 
 from notan.runs.lookahead import Searched, last_states, unit
 
 
-def slow(model, ids, *, k, alpha, new):
-    """The definition, one prompt (1, L), no cache."""
+def slow(model, inputs, *, k, alpha, new):
+    """The definition, one prompt (1, L) and perhaps its picture, no cache."""
+    ids, inputs = inputs["input_ids"], {n: x for n, x in inputs.items() if n in ("pixel_values", "image_grid_thw")}
+
+    def read(ids):
+        kinds = {"mm_token_type_ids": (ids == IMAGE).long()} if "image_grid_thw" in inputs else {}
+        return model(ids, **inputs, **kinds).logits[:, -1]
+
     for _ in range(new):
         with torch.no_grad(), last_states(model) as states:
-            p = model(ids).logits[:, -1].float().softmax(1)[0]
+            z = read(ids).float()
+            z[:, MARKS] = -torch.inf
+            p = z.softmax(1)[0]
             H = unit(states[-1])[0]
             scores = []
             for v in p.topk(k).indices:
-                model(torch.cat([ids, v.view(1, 1)], 1))
+                read(torch.cat([ids, v.view(1, 1)], 1))
                 scores.append((1 - alpha) * p[v] - alpha * (H @ unit(states[-1])[0, -1]).max())
         ids = torch.cat([ids, p.topk(k).indices[torch.stack(scores).argmax()].view(1, 1)], 1)
     return ids
@@ -25,17 +34,17 @@ def slow(model, ids, *, k, alpha, new):
 
 def search(model, inputs, *, one_row=None, new=10, emit=None, **settings):
     method = Searched(made("contrastive_search", **settings), emit, one_row)
-    ids = model.generate(**inputs, custom_generate=method, max_new_tokens=new, eos_token_id=None)
+    ids = model.generate(**inputs, custom_generate=method, max_new_tokens=new, eos_token_id=None, suppress_tokens=MARKS)
     return ids, method
 
 
 @pytest.mark.parametrize("one_row", [True, False, None])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_it_is_the_definition_whatever_the_padding(family, one_row):
-    model, inputs = tiny(family, dtype=torch.float32), prompts()
+    model, inputs = tiny(family, dtype=torch.float32), prompts(family, dtype=torch.float32)
     ids, method = search(model, inputs, one_row=one_row, k=4, alpha=0.6)
     for b, pad in enumerate((0, 3)):
-        wanted = slow(model, inputs["input_ids"][b: b + 1, pad:], k=4, alpha=0.6, new=10)
+        wanted = slow(model, row(inputs, b, pad), k=4, alpha=0.6, new=10)
         assert torch.equal(ids[b, pad:], wanted[0])
     assert method.used_one_row is (one_row is not False)                # these models let candidates share a row
 
@@ -43,7 +52,7 @@ def test_it_is_the_definition_whatever_the_padding(family, one_row):
 @pytest.mark.parametrize("settings", [{"alpha": 0.0}, {"k": 1}])
 def test_without_similarity_or_choice_it_is_greedy(settings):
     model, inputs = tiny("llama"), prompts()
-    plain = model.generate(**inputs, max_new_tokens=10, eos_token_id=None, do_sample=False)
+    plain = model.generate(**inputs, max_new_tokens=10, eos_token_id=None, suppress_tokens=MARKS, do_sample=False)
     assert torch.equal(search(model, inputs, **settings)[0], plain)
 
 

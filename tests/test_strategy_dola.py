@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from test_strategies import made, prompts, tiny
+from test_strategies import made
+from tiny_models import prompts, tiny
 
 from notan.runs.generation import open_stream
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_strategies import made, prompts, run, tiny
+from test_strategies import made, run
+from tiny_models import prompts, tiny
 
 from notan.strategies._strategy import Context
 
@@ -41,7 +42,7 @@ def test_a_copy_that_is_the_model_says_nothing_and_one_with_equal_lower_layers_i
 def test_the_model_is_told_to_be_truthful_and_its_copy_is_not():
     strategy = made("lol", truth="T", instruction="U")
     assert strategy.main(Context("x")) == Context("x", "T")
-    assert strategy.contexts(Context("x", "T"), True) == [Context("x", "", "amateur")]
-    assert strategy.contexts(Context("x", "T"), False) == [Context("x", "U")]
+    assert strategy.contexts(Context("x"), True) == [Context("x", "", "amateur")]
+    assert strategy.contexts(Context("x"), False) == [Context("x", "U")]
     assert made("lol", truth="").main(Context("x")) == Context("x")
     assert made("lol").layers(32, False) == (8,) and made("lol").layers(2, True) == (1,)

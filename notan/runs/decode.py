@@ -1,4 +1,4 @@
-"""`notan decode`: text from any Hugging Face language model, chosen by a strategy, beside what greedy decoding gives."""
+"""`notan decode`: text from any Hugging Face model of words, or of words and pictures, chosen by a strategy, beside greedy's."""
 
 from __future__ import annotations
 
@@ -10,53 +10,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
 
 from notan import catalogue
 from notan.errors import NotanError
 from notan.runs.checkpoint import write_text
 from notan.runs.generation import Combined, Emit, Stream, open_stream
 from notan.runs.lookahead import Searched
-from notan.runs.machine import choose_precision
+from notan.runs.prompts import Picture, check_amateur, contexts_of, given_with, rows_of
+from notan.runs.reader import Readers, layers_of, read_with, words_of
 from notan.strategies._strategy import Context, check_between
 
-Readers = dict[str, tuple[Any, Any]]                                    # "main" and perhaps "amateur": model, tokenizer
 
-
-def decode(strategy: str | Any, model: str | Path | Any, prompts: str | Sequence[str], *, tokenizer: Any = None,
-           amateur: str | Path | Any = None, settings: dict[str, Any] | None = None, max_new_tokens: int = 128,
-           sample: bool = False, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0,
-           chat: bool | None = None, emit: Emit | None = None) -> list[str]:
+def decode(strategy: str | Any, model: str | Path | Any, prompts: str | Sequence[str], *,
+           images: Sequence[Picture | None] | None = None, tokenizer: Any = None, amateur: str | Path | Any = None,
+           settings: dict[str, Any] | None = None, max_new_tokens: int = 128, sample: bool = False, temperature: float = 1.0,
+           top_p: float = 1.0, top_k: int = 0, seed: int = 0, chat: bool | None = None, emit: Emit | None = None) -> list[str]:
     """What `model` says after each of `prompts` (one batch), by `strategy`: a name with its `settings`, or an object.
 
-    model, amateur: a folder, a hub name, a .gguf file, or a loaded model (then with its `tokenizer`). The amateur must
-    have the model's vocabulary. The best token is taken, or with `sample` one is drawn: at `temperature`, among the
-    `top_k` likeliest (0: all) within `top_p`, from a generator seeded with `seed`. chat: through the tokenizer's chat
-    template; None: if it has one. emit: called with the tokens (B,) of every step.
+    model, amateur: a folder, a hub name, a .gguf file, or a loaded model (then with its `tokenizer`, or the processor of a
+    model that sees). The amateur must have the model's vocabulary. images: a picture (a file, or PIL) for each prompt. The
+    best token is taken, or with `sample` one is drawn: at `temperature`, among the `top_k` likeliest (0: all) within
+    `top_p`; what is drawn, strategies' own choices too, follows from `seed`. chat: through the chat template; None: if there
+    is one. emit: called with the tokens (B,) of every step.
 
-    Raises `NotanError` for an unknown strategy or setting, an empty prompt, a prompt that does not fit, a missing
-    amateur, or one with another vocabulary.
+    Raises `NotanError` for an unknown strategy or setting, an empty prompt, a prompt that does not fit, a missing picture
+    or one that the model cannot see, a missing amateur, or one with another vocabulary.
     """
     chosen = build(strategy, settings) if isinstance(strategy, str) else strategy
-    readers = read_with(chosen, model, tokenizer, amateur)
-    return _decoded(chosen, readers, [prompts] if isinstance(prompts, str) else list(prompts), chat=chat, emit=emit, seed=seed,
+    given = given_with([prompts] if isinstance(prompts, str) else list(prompts), images, seed)
+    contexts_of(chosen, given, amateur is not None)                     # what is missing is said before anything is loaded
+    return _decoded(chosen, read_with(model, tokenizer, amateur), given, chat=chat, emit=emit, seed=seed,
                     how=_how(max_new_tokens, sample, temperature, top_p, top_k))
 
 
-def _decoded(strategy: Any, readers: Readers, texts: list[str], *, chat: bool | None, emit: Emit | None, seed: int,
+def _decoded(strategy: Any, readers: Readers, given: list[Context], *, chat: bool | None, emit: Emit | None, seed: int,
              how: dict[str, Any]) -> list[str]:
-    model, tokenizer = readers["main"]
-    contexts = contexts_of(strategy, texts, "amateur" in readers)
+    model, processor = readers["main"]
+    contexts = contexts_of(strategy, given, "amateur" in readers)
     main = rows_of(readers["main"], [c[0] for c in contexts], chat, how["max_new_tokens"])
     if hasattr(strategy, "rerank"):
         method: Any = Searched(strategy, emit)
     else:
         method = Combined(strategy, _streams(strategy, readers, contexts, chat, how), emit)
+        main = {name: main[name] for name in ("input_ids", "attention_mask")}               # the streams read the pictures
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         ids = model.generate(**main, custom_generate=method, **how)
-    return tokenizer.batch_decode(ids[:, main["input_ids"].shape[1]:], skip_special_tokens=True)
+    return processor.batch_decode(ids[:, main["input_ids"].shape[1]:], skip_special_tokens=True)
 
 
 def _how(max_new_tokens: int, sample: bool, temperature: float, top_p: float, top_k: int) -> dict[str, Any]:
@@ -69,12 +69,12 @@ def _how(max_new_tokens: int, sample: bool, temperature: float, top_p: float, to
     return {"max_new_tokens": max_new_tokens, "do_sample": sample, **drawn}
 
 
-def greedy(model: Any, tokenizer: Any, prompts: str | Sequence[str], *, max_new_tokens: int = 128,
-           chat: bool | None = None) -> list[str]:
+def greedy(model: Any, tokenizer: Any, prompts: str | Sequence[str], *, images: Sequence[Picture | None] | None = None,
+           max_new_tokens: int = 128, chat: bool | None = None, streamer: Any = None) -> list[str]:
     """`transformers`' own greedy decoding of the same prompts: what every strategy is shown beside."""
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    rows = rows_of((model, tokenizer), [Context(text) for text in texts], chat, max_new_tokens)
-    ids = model.generate(**rows, max_new_tokens=max_new_tokens, do_sample=False)
+    given = given_with([prompts] if isinstance(prompts, str) else list(prompts), images, 0)
+    rows = rows_of((model, tokenizer), given, chat, max_new_tokens)
+    ids = model.generate(**rows, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)
     return tokenizer.batch_decode(ids[:, rows["input_ids"].shape[1]:], skip_special_tokens=True)
 
 
@@ -87,84 +87,55 @@ def build(slug: str, settings: dict[str, Any] | None = None) -> Any:
     return getattr(importlib.import_module(f"notan.strategies.{slug}"), entry.cls)(**(settings or {}))
 
 
-def layers_of(strategy: Any, model: Any) -> tuple[tuple[int, ...], bool]:
-    """The layers of this model that the strategy asks for, none for most, and whether it wants them normed."""
-    config = model.config.get_text_config()
-    layers = strategy.layers(config.num_hidden_layers, config.tie_word_embeddings) if hasattr(strategy, "layers") else ()
-    return layers, getattr(strategy, "norm", False)
-
-
-def read_with(strategy: Any, model: str | Path | Any, tokenizer: Any, amateur: str | Path | Any) -> Readers:
-    """The models that the strategy reads with, each with its tokenizer, by the name its contexts give them.
-
-    Raises `NotanError` for a missing amateur, before anything is loaded, and for one with another vocabulary.
-    """
-    check_amateur(strategy, amateur)
-    readers = {"main": load(model, tokenizer)}
-    if amateur is not None:
-        readers["amateur"] = load(amateur, None if isinstance(amateur, (str, Path)) else readers["main"][1])
-        _check_vocabularies(readers["main"][1], readers["amateur"][1])
-    return readers
-
-
-def check_amateur(strategy: Any, amateur: Any) -> None:
-    """Raises `NotanError` when a context of the strategy is an amateur's and there is none."""
-    if amateur is None and any(c.model == "amateur" for c in contexts_of(strategy, ["a prompt"], False)[0]):
-        raise NotanError(f"{type(strategy).__name__} sets the model against an amateur, and none was given",
-                         "a smaller or weaker model with the same vocabulary", "--amateur NAME")
-
-
-def load(model: str | Path | Any, tokenizer: Any = None) -> tuple[Any, Any]:
-    """(causal language model in eval mode, tokenizer that pads on the left), from a folder, a hub name or a .gguf file.
-
-    No remote code is run. Raises `NotanError` for what is not there or is no causal language model.
-    """
-    if not isinstance(model, (str, Path)):
-        if tokenizer is None:
-            raise NotanError("a loaded model was given without its tokenizer", "both", "decode(..., tokenizer=tokenizer)")
-        return model.eval(), _padded(tokenizer)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path, file = str(model), {}
-    if path.endswith(".gguf"):
-        path, file = str(Path(path).parent), {"gguf_file": Path(path).name}
-    dtype: Any = "auto" if choose_precision("auto") == "bf16" else torch.float32    # half precision crawls on other CPUs
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **file)
-        tokenizer = AutoTokenizer.from_pretrained(path, **file)
-    except ImportError as error:
-        raise NotanError(f"{model} needs a package that is not installed: {error}", "the extra that brings it",
-                         "pip install 'notan[gguf]'") from None
-    except (OSError, ValueError, SafetensorError) as error:
-        raise NotanError(f"{model} is no language model that can be read: {str(error).splitlines()[0]}",
-                         "a folder or hub name with a causal language model, or a .gguf file", "check the name") from None
-    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
-    return loaded.to(device).eval(), _padded(tokenizer)
-
-
-def decode_and_print(strategy: str, model: str, source: str | Path, *, out: Path, amateur: str | None,
+def decode_and_print(strategy: str, model: str, source: str | Path, *, image: str | None, out: Path, amateur: str | None,
                      settings: dict[str, Any], chat: bool | None, how: dict[str, Any], console: Any) -> int:
-    """`notan decode`: one prompt to the screen, or a file of them to `out`; 1 if a line of it could not be read."""
+    """`notan decode`: one prompt to the screen, token by token, or a file of them to `out`; 1 if a line of it could not be
+    read."""
     chosen, seed = build(strategy, settings), how.pop("seed")
     settled = _how(**how)
-    readers = read_with(chosen, model, None, amateur)
+    if isinstance(source, Path):
+        check_amateur(chosen, amateur)
+    else:
+        contexts_of(chosen, given_with([source], [image], seed), amateur is not None)
+    readers = read_with(model, None, amateur)
 
-    def both(prompt: str) -> dict[str, Any]:
-        text = _decoded(chosen, readers, [prompt], chat=chat, emit=None, seed=seed, how=settled)[0]
-        return {strategy: text, "greedy": greedy(*readers["main"], prompt, max_new_tokens=how["max_new_tokens"], chat=chat)[0]}
+    def both(prompt: str, image: Picture | None) -> dict[str, str]:
+        text = _decoded(chosen, readers, given_with([prompt], [image], seed), chat=chat, emit=None, seed=seed, how=settled)[0]
+        return {strategy: text, "greedy": greedy(*readers["main"], prompt, images=[image], chat=chat,
+                                                 max_new_tokens=settled["max_new_tokens"])[0]}
 
     if isinstance(source, Path):
         bad = decode_file(source, out, strategy, both, console)
         console.print(f"answers: {out}" + (f"   {bad} lines could not be read" if bad else ""), soft_wrap=True)
         return int(bad > 0)
-    for name, text in both(source).items():
-        console.print(f"[bold]{name}[/bold]")
-        console.print(text.strip() + "\n", markup=False, highlight=False, soft_wrap=True)
+    _print_both(chosen, strategy, readers, given_with([source], [image], seed), chat, seed, settled, console)
     return 0
 
 
-def decode_file(path: Path, out: Path, name: str, decoded: Callable[[str], dict[str, Any]], console: Any = None) -> int:
-    """`decoded(prompt) -> {name: text, ...}` for each line {"prompt": ...} of a jsonl file, appended to `out` as it goes.
+def _print_both(chosen: Any, name: str, readers: Readers, given: list[Context], chat: bool | None, seed: int,
+                how: dict[str, Any], console: Any) -> None:
+    """The strategy's text and greedy's, on the screen as they come."""
+    from transformers import TextStreamer
+
+    model, processor = readers["main"]
+    read = contexts_of(chosen, given, "amateur" in readers)[0][0]
+    if read.prompt != given[0].prompt:
+        console.print(f"read as: {read.prompt}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"[bold]{name}[/bold]")
+    stream = TextStreamer(words_of(processor), skip_special_tokens=True)
+    _decoded(chosen, readers, given, chat=chat, emit=lambda tokens: stream.put(tokens.cpu()), seed=seed, how=how)
+    stream.end()
+    console.print("\n[bold]greedy[/bold]")
+    stream = TextStreamer(words_of(processor), skip_prompt=True, skip_special_tokens=True)
+    greedy(model, processor, given[0].prompt, images=[given[0].image], max_new_tokens=how["max_new_tokens"], chat=chat,
+           streamer=stream)
+    console.print()
+
+
+def decode_file(path: Path, out: Path, name: str, decoded: Callable[[str, Picture | None], dict[str, Any]],
+                console: Any = None) -> int:
+    """`decoded(prompt, picture) -> {name: text, ...}` for each line {"prompt": ..., "image": file} of a jsonl file,
+    appended to `out` as it goes; a picture's path is relative to the jsonl's folder.
 
     A line that `out` has already is not decoded again; a line that cannot be read is reported by its number and left
     out. Returns how many lines could not be read. Raises `NotanError` for an `out` that holds something else.
@@ -178,20 +149,21 @@ def decode_file(path: Path, out: Path, name: str, decoded: Callable[[str], dict[
             if number in done or not line.strip():
                 continue
             try:
-                prompt = _prompt(line)
-                found = decoded(prompt)
+                row = _row(line)
+                image = None if row.get("image") is None else path.parent / row["image"]
+                found = decoded(row["prompt"], image)
             except NotanError as error:
                 bad += 1
                 if console is not None:
                     console.print(f"{path}, line {number}: {error}", style="yellow", markup=False, soft_wrap=True)
                 continue
-            file.write(json.dumps({"line": number, "prompt": prompt, **found}) + "\n")
+            file.write(json.dumps({"line": number, **row, **found}) + "\n")
             file.flush()
     return bad
 
 
-def _prompt(line: str) -> str:
-    """The prompt of one line of a jsonl file."""
+def _row(line: str) -> dict[str, Any]:
+    """Prompt and perhaps picture of one line of a jsonl file."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -199,7 +171,9 @@ def _prompt(line: str) -> str:
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         seen = f"the keys {', '.join(map(repr, row))}" if isinstance(row, dict) else f"a {type(row).__name__}"
         raise NotanError(f"{seen}, and no text as 'prompt'", '{"prompt": "..."}')
-    return row["prompt"]
+    if not isinstance(row.get("image", ""), (str, type(None))):
+        raise NotanError(f"{row['image']!r} as 'image'", "the path of a picture")
+    return {name: row[name] for name in ("prompt", "image") if name in row}
 
 
 def _answered(out: Path, name: str) -> set[int]:
@@ -218,16 +192,6 @@ def _answered(out: Path, name: str) -> set[int]:
                      "choose another --out, or remove the file")
 
 
-def contexts_of(strategy: Any, prompts: list[str], amateur: bool) -> list[list[Context]]:
-    """The contexts of each prompt, the main one first. Raises `NotanError` for an empty prompt."""
-    if not prompts or any(not text.strip() for text in prompts):
-        raise NotanError("a prompt is empty", "some text to go on from", "--prompt TEXT")
-    mains = [strategy.main(Context(text)) if hasattr(strategy, "main") else Context(text) for text in prompts]
-    if not hasattr(strategy, "contexts"):                               # it looks ahead instead
-        return [[main] for main in mains]
-    return [[main, *strategy.contexts(main, amateur)] for main in mains]
-
-
 def _streams(strategy: Any, readers: Readers, contexts: list[list[Context]], chat: bool | None,
              how: dict[str, Any]) -> list[tuple[Stream, list[int]]]:
     """One stream for each model, with the places of its contexts: contexts x prompts are rows of one batch."""
@@ -238,37 +202,3 @@ def _streams(strategy: Any, readers: Readers, contexts: list[list[Context]], cha
             rows = rows_of(reader, [c[i] for i in places for c in contexts], chat, how["max_new_tokens"])
             streams.append((open_stream(reader[0], rows, *layers_of(strategy, reader[0]), **how), places))
     return streams
-
-
-def rows_of(reader: tuple[Any, Any], contexts: list[Context], chat: bool | None, new: int) -> dict[str, Tensor]:
-    """Left-padded `input_ids` and `attention_mask` (R, L) on the model's device, with room for `new` tokens more."""
-    model, tokenizer = reader
-    chat = bool(tokenizer.chat_template) if chat is None else chat
-    if chat:
-        said = [[*([{"role": "system", "content": c.system}] if c.system else []), {"role": "user", "content": c.prompt}]
-                for c in contexts]
-        texts = [tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in said]
-    else:
-        texts = [f"{c.system}\n{c.prompt}" if c.system else c.prompt for c in contexts]
-    rows = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not chat)
-    longest, room = rows["input_ids"].shape[1], getattr(model.config, "max_position_embeddings", None)
-    if room and longest + new > room:
-        raise NotanError(f"a prompt of {longest} tokens and {new} new ones", f"at most {room} together, the model's context",
-                         f"--max-new-tokens {max(1, room - longest)}, or a shorter prompt")
-    return {name: rows[name].to(model.device) for name in ("input_ids", "attention_mask")}
-
-
-def _padded(tokenizer: Any) -> Any:
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _check_vocabularies(main: Any, amateur: Any) -> None:
-    ours, theirs = main.get_vocab(), amateur.get_vocab()
-    if ours != theirs:
-        differ = next(iter(sorted(set(ours.items()) ^ set(theirs.items()))))
-        raise NotanError(f"the amateur's vocabulary of {len(theirs):,} tokens is not the model's of {len(ours):,} "
-                         f"(they differ at {differ[0]!r})", "the same tokens with the same numbers", "a model of one family")
-

@@ -8,8 +8,10 @@ Streams that share weights are rows of one batch: contexts x prompts, the main c
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +51,8 @@ class Stream:
     def step(self) -> Any:
         """The model's output for what it has not read yet."""
         if not self.started:
-            out = self.model._prefill(self.ids, self.config, self.kwargs)
+            with each_picture_once(self.model):
+                out = self.model._prefill(self.ids, self.config, self.kwargs)
         else:
             new = 1 if self.kwargs.get("use_cache") else None           # without a cache all is read again
             inputs = self.model.prepare_inputs_for_generation(self.ids, next_sequence_length=new, **self.kwargs)
@@ -70,7 +73,8 @@ def open_stream(model: Any, inputs: dict[str, Tensor], layers: tuple[int, ...] =
                  **kwargs: Any) -> Stream:
         return Stream(model, input_ids, generation_config, kwargs, layers=layers, normed=normed)
 
-    return model.generate(**inputs, custom_generate=prepared, **settings)
+    with each_picture_once(model):
+        return model.generate(**inputs, custom_generate=prepared, **settings)
 
 
 def heads_word(model: Any, states: Sequence[Tensor], normed: bool) -> list[Tensor]:
@@ -143,3 +147,44 @@ class Draw:
         if self.emit is not None:
             self.emit(tokens)
         return tokens
+
+
+@contextmanager
+def each_picture_once(model: Any) -> Iterator[None]:
+    """Inside, the model's picture encoder reads rows of equal pixels (N, C, H, W) once and gives all of them the result.
+
+    Contexts that differ in their words alone share a picture. Encoders that take pictures in pieces read all of them.
+    """
+    towers = [m for name, m in model.named_modules() if name.rpartition(".")[2] in ("vision_tower", "vision_model", "visual")]
+    inverse: list[int] = []
+
+    def distinct(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        pixels = args[0] if args else kwargs.get("pixel_values")
+        inverse.clear()
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4:
+            return None
+        first: dict[bytes, int] = {}
+        places = [first.setdefault(hashlib.blake2b(x.float().cpu().numpy().tobytes()).digest(), i) for i, x in enumerate(pixels)]
+        rows = list(first.values())
+        inverse.extend(rows.index(i) for i in places)
+        return ((pixels[rows], *args[1:]), kwargs) if args else (args, {**kwargs, "pixel_values": pixels[rows]})
+
+    def spread(module: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        return _map(out, lambda x: x[inverse]) if inverse else out
+
+    handles = [h for m in towers[:1] for h in (m.register_forward_pre_hook(distinct, with_kwargs=True),
+                                               m.register_forward_hook(spread, with_kwargs=True))]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _map(x: Any, f: Callable[[Tensor], Tensor]) -> Any:
+    """f of every tensor in a tensor, tuple or model output."""
+    if isinstance(x, Tensor):
+        return f(x)
+    if isinstance(x, dict):
+        return type(x)(**{k: _map(v, f) for k, v in x.items()})
+    return type(x)(_map(v, f) for v in x) if isinstance(x, (tuple, list)) else x

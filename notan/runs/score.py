@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from notan.errors import NotanError
-from notan.runs.decode import check_amateur, contexts_of, layers_of, rows_of
 from notan.runs.generation import heads_word
+from notan.runs.prompts import contexts_of, given_with, rows_of
+from notan.runs.reader import layers_of
 
 MASKED = -1000.0                                                        # of a token outside the head; the released scorers' value
 
@@ -30,9 +31,8 @@ def answer_scores(strategy: Any, model: Any, tokenizer: Any, prompt: str, answer
     if not hasattr(strategy, "combine"):
         raise NotanError(f"{type(strategy).__name__} chooses by looking ahead and gives no scores to tokens",
                          "a strategy that adds streams", "see `notan decode list`")
-    check_amateur(strategy, amateur)
     readers = {"main": model, "amateur": amateur}
-    contexts = contexts_of(strategy, [prompt], amateur is not None)[0]
+    contexts = contexts_of(strategy, given_with([prompt], None, 0), amateur is not None)[0]
     found = []
     for answer in answers:
         ids = tokenizer(answer, add_special_tokens=False)["input_ids"]

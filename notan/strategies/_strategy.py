@@ -1,7 +1,7 @@
 """What a strategy is, and the two things nearly all of them share: weights over streams, and the plausible head.
 
-K streams share the emitted tokens and differ in model, layer or prompt; z_k (B, V) float32 are their logits at the last
-position. A strategy adds them with weights w_k and chooses among the tokens that the first stream finds plausible:
+K streams share the emitted tokens and differ in model, layer, prompt or picture; z_k (B, V) float32 are their logits at the
+last position. A strategy adds them with weights w_k and chooses among the tokens that the first stream finds plausible:
 
     s = sum_k w_k z_k,    s[v] = -inf unless z_0[v] >= max_u z_0[u] + log(beta)
 
@@ -12,9 +12,9 @@ equal streams come to: 1 the model itself, 0 a uniform choice among the plausibl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,11 +24,18 @@ from notan.errors import NotanError
 
 @dataclass(frozen=True)
 class Context:
-    """What one stream reads: a prompt, an instruction before it ("" for none), and which model reads it."""
+    """What one stream reads: a prompt, an instruction before it ("" for none), a picture (PIL, RGB), and which model reads it.
+
+    noise: what happens to the picture's pixels (any shape) after the model's own processor. key: all that is random about a
+    context is drawn from it; a function of the seed, the prompt and the picture.
+    """
 
     prompt: str
     system: str = ""
     model: str = "main"                                                 # or "amateur"
+    image: Any = None
+    noise: Callable[[Tensor], Tensor] | None = None
+    key: int = 0
 
 
 class Strategy(Protocol):
@@ -39,8 +46,9 @@ class Strategy(Protocol):
         last layers': stream by stream, layer by layer.
     """
 
-    def contexts(self, main: Context, amateur: bool) -> list[Context]:
-        """The streams beside the main one, in the order of `combine`'s logits; `amateur`: whether there is such a model."""
+    def contexts(self, given: Context, amateur: bool) -> list[Context]:
+        """The streams beside the main one, in the order of `combine`'s logits, made from what the user gave; `amateur`:
+        whether there is such a model."""
         ...
 
     def weights(self, t: int) -> tuple[float, ...]:
@@ -57,6 +65,13 @@ def check_between(low: float, high: float, **settings: float) -> None:
     for name, value in settings.items():
         if not low <= value <= high:
             raise NotanError(f"{name} = {value}", f"{name} from {low:g} to {high:g}", "correct the value")
+
+
+def needs_picture(given: Context) -> Context:
+    """The context itself. Raises `NotanError` when it has no picture."""
+    if given.image is None:
+        raise NotanError("the prompt comes without a picture", "the picture that it asks about", "--image FILE")
+    return given
 
 
 def weighted(z: Sequence[Tensor], w: Sequence[float]) -> Tensor:

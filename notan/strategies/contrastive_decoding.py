@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor
@@ -58,8 +59,8 @@ class ContrastiveDecoding:
         check_between(0, 1, beta=beta)
         self.c, self.form, self.tau, self.beta = c, form, tau, beta
 
-    def contexts(self, main: Context, amateur: bool) -> list[Context]:
-        return [Context(main.prompt, main.system, model="amateur")]
+    def contexts(self, given: Context, amateur: bool) -> list[Context]:
+        return [replace(given, model="amateur")]
 
     def weights(self, t: int) -> tuple[float, ...]:
         return (1 + self.c if self.form == "scaled" else 1.0, -self.c / self.tau)

@@ -59,7 +59,7 @@ class DoLa:
         check_between(0, 1, beta=beta)
         self.bucket, self.c, self.beta, self.jsd, self.norm = bucket, c, beta, jsd, norm
 
-    def contexts(self, main: Context, amateur: bool) -> list[Context]:
+    def contexts(self, given: Context, amateur: bool) -> list[Context]:
         return []
 
     def layers(self, depth: int, tied: bool) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -55,8 +56,8 @@ class ICD:
         check_between(0, 1, beta=beta)
         self.c, self.beta, self.instruction = c, beta, instruction
 
-    def contexts(self, main: Context, amateur: bool) -> list[Context]:
-        return [Context(main.prompt, main.system, "amateur") if amateur else Context(main.prompt, self.instruction)]
+    def contexts(self, given: Context, amateur: bool) -> list[Context]:
+        return [replace(given, model="amateur") if amateur else replace(given, system=self.instruction)]
 
     def weights(self, t: int) -> tuple[float, ...]:
         return (1.0, -self.c)

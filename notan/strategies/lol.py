@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -65,10 +66,10 @@ class LOL:
         self.truth, self.instruction = truth, instruction
 
     def main(self, given: Context) -> Context:
-        return Context(given.prompt, self.truth)
+        return replace(given, system=self.truth)
 
-    def contexts(self, main: Context, amateur: bool) -> list[Context]:
-        return [Context(main.prompt, "", "amateur") if amateur else Context(main.prompt, self.instruction)]
+    def contexts(self, given: Context, amateur: bool) -> list[Context]:
+        return [replace(given, model="amateur") if amateur else replace(given, system=self.instruction)]
 
     def layers(self, depth: int, tied: bool) -> tuple[int, ...]:
         return (max(1, round(self.lower * depth)),)                     # a tied head gives the embeddings themselves back
