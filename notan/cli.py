@@ -182,6 +182,7 @@ def _decode_flags(p: argparse.ArgumentParser, argv: list[str]) -> None:
     p.add_argument("--top-p", type=float, default=1.0, help="draw within this probability (default: %(default)s)")
     p.add_argument("--top-k", type=int, default=0, help="draw among this many tokens (default: all)")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--compile", action="store_true", help="a static cache and compiled steps, on a GPU")
     _named_flags(p, argv, "decode", catalogue.strategies())
 
 
@@ -273,7 +274,7 @@ def _decode(args: argparse.Namespace) -> int:
     if args.file and not args.out:
         raise NotanError("--file was given and no --out", "where the answers go", "--out answers.jsonl")
     how = {"max_new_tokens": args.max_new_tokens, "sample": args.sample, "temperature": args.temperature, "top_p": args.top_p,
-           "top_k": args.top_k, "seed": args.seed}
+           "top_k": args.top_k, "compile": args.compile, "seed": args.seed}
     return decode_and_print(args.strategy, args.model, args.prompt or args.file, image=args.image, out=args.out,
                             amateur=args.amateur, settings=_settings(args, entry), chat=False if args.raw else None, how=how,
                             console=_console())

@@ -133,3 +133,9 @@ def test_an_amateur_of_another_vocabulary_is_refused(model, tmp_path):
     other = saved(tmp_path / "other", words=[*WORDS[:-1], "else"])
     with pytest.raises(NotanError, match=r"vocabulary of 61 tokens is not the model's.*'else'"):
         decode("contrastive_decoding", model, "w1", amateur=other)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_compiled_steps_need_a_gpu(model):
+    with pytest.raises(NotanError, match="without a GPU"):
+        decode("icd", model, "w1", compile=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_models import CONFIGS, MARKS, SEEING, prompts, repeated, row, tiny
+from transformers import CompileConfig
 
 from notan import catalogue
 from notan.runs.generation import Combined, open_stream
@@ -150,6 +151,19 @@ def test_processors_and_tokens_as_they_come():
            "no_repeat_ngram_size": 2}
     ids = run(strategy, model, inputs, emit=seen.append, **how)
     assert torch.equal(ids, model.generate(**inputs, max_new_tokens=12, **how)) and torch.equal(torch.stack(seen, 1), ids[:, 7:])
+
+
+@pytest.mark.parametrize("slug", ["icd", "vcd"])
+def test_a_static_cache_and_compiled_steps_change_nothing(slug):
+    family = family_of(slug)
+    model, inputs = tiny(family), prompts(family)
+    everywhere = CompileConfig(backend="eager", fullgraph=False, mode=None)
+    everywhere._compile_all_devices = True                              # `generate` compiles on GPUs only
+    how = {"do_sample": False, "cache_implementation": "static", "new": 6}
+    wanted = run(made(slug), model, inputs, do_sample=False, new=6)
+    assert torch.equal(run(made(slug), model, inputs, **how), wanted) and not hasattr(model, "_compiled_call")
+    assert torch.equal(run(made(slug), model, inputs, compile_config=everywhere, **how), wanted)
+    assert hasattr(model, "_compiled_call")
 
 
 def test_the_two_forms_of_contrastive_decoding():

@@ -24,14 +24,16 @@ from notan.strategies._strategy import Context, check_between
 def decode(strategy: str | Any, model: str | Path | Any, prompts: str | Sequence[str], *,
            images: Sequence[Picture | None] | None = None, tokenizer: Any = None, amateur: str | Path | Any = None,
            settings: dict[str, Any] | None = None, max_new_tokens: int = 128, sample: bool = False, temperature: float = 1.0,
-           top_p: float = 1.0, top_k: int = 0, seed: int = 0, chat: bool | None = None, emit: Emit | None = None) -> list[str]:
+           top_p: float = 1.0, top_k: int = 0, seed: int = 0, chat: bool | None = None, compile: bool = False,
+           emit: Emit | None = None) -> list[str]:
     """What `model` says after each of `prompts` (one batch), by `strategy`: a name with its `settings`, or an object.
 
     model, amateur: a folder, a hub name, a .gguf file, or a loaded model (then with its `tokenizer`, or the processor of a
     model that sees). The amateur must have the model's vocabulary. images: a picture (a file, or PIL) for each prompt. The
     best token is taken, or with `sample` one is drawn: at `temperature`, among the `top_k` likeliest (0: all) within
     `top_p`; what is drawn, strategies' own choices too, follows from `seed`. chat: through the chat template; None: if there
-    is one. emit: called with the tokens (B,) of every step.
+    is one. compile: a static cache and compiled steps, on a GPU; worth it from some hundred tokens. emit: called with the
+    tokens (B,) of every step.
 
     Raises `NotanError` for an unknown strategy or setting, an empty prompt, a prompt that does not fit, a missing picture
     or one that the model cannot see, a missing amateur, or one with another vocabulary.
@@ -40,7 +42,7 @@ def decode(strategy: str | Any, model: str | Path | Any, prompts: str | Sequence
     given = given_with([prompts] if isinstance(prompts, str) else list(prompts), images, seed)
     contexts_of(chosen, given, amateur is not None)                     # what is missing is said before anything is loaded
     return _decoded(chosen, read_with(model, tokenizer, amateur), given, chat=chat, emit=emit, seed=seed,
-                    how=_how(max_new_tokens, sample, temperature, top_p, top_k))
+                    how=_how(max_new_tokens, sample, temperature, top_p, top_k, compile))
 
 
 def _decoded(strategy: Any, readers: Readers, given: list[Context], *, chat: bool | None, emit: Emit | None, seed: int,
@@ -49,6 +51,9 @@ def _decoded(strategy: Any, readers: Readers, given: list[Context], *, chat: boo
     contexts = contexts_of(strategy, given, "amateur" in readers)
     main = rows_of(readers["main"], [c[0] for c in contexts], chat, how["max_new_tokens"])
     if hasattr(strategy, "rerank"):
+        if "cache_implementation" in how:
+            raise NotanError(f"{type(strategy).__name__} with a static cache", "a cache that candidates can be taken out of",
+                             "leave --compile out")
         method: Any = Searched(strategy, emit)
     else:
         method = Combined(strategy, _streams(strategy, readers, contexts, chat, how), emit)
@@ -59,14 +64,18 @@ def _decoded(strategy: Any, readers: Readers, given: list[Context], *, chat: boo
     return processor.batch_decode(ids[:, main["input_ids"].shape[1]:], skip_special_tokens=True)
 
 
-def _how(max_new_tokens: int, sample: bool, temperature: float, top_p: float, top_k: int) -> dict[str, Any]:
-    """`generate`'s settings. Raises `NotanError` for a number out of its range."""
+def _how(max_new_tokens: int, sample: bool, temperature: float, top_p: float, top_k: int, compile: bool) -> dict[str, Any]:
+    """`generate`'s settings. Raises `NotanError` for a number out of its range, and compiling without a GPU."""
+    if compile and not torch.cuda.is_available():
+        raise NotanError("compiled steps were asked for on a machine without a GPU", "CUDA: only there do they pay",
+                         "leave --compile out")
     check_between(1, math.inf, max_new_tokens=max_new_tokens)
     check_between(0, math.inf, top_k=top_k)
     check_between(1e-6, math.inf, temperature=temperature)
     check_between(1e-6, 1, top_p=top_p)
     drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if sample else {}
-    return {"max_new_tokens": max_new_tokens, "do_sample": sample, **drawn}
+    static = {"cache_implementation": "static"} if compile else {}      # which `generate` compiles for
+    return {"max_new_tokens": max_new_tokens, "do_sample": sample, **drawn, **static}
 
 
 def greedy(model: Any, tokenizer: Any, prompts: str | Sequence[str], *, images: Sequence[Picture | None] | None = None,

@@ -39,6 +39,7 @@ class Stream:
     started: bool = False
     layers: tuple[int, ...] = ()
     normed: bool = False
+    forward: Any = None                                                 # the model after the prompt, compiled or not
 
     def logits(self) -> list[Tensor]:
         """Logits at the last position, float32 (R, V): the model's, then those of `layers`."""
@@ -56,9 +57,12 @@ class Stream:
         else:
             new = 1 if self.kwargs.get("use_cache") else None           # without a cache all is read again
             inputs = self.model.prepare_inputs_for_generation(self.ids, next_sequence_length=new, **self.kwargs)
-            out = self.model(**inputs, return_dict=True)
-        self.started = True
+            out = self.forward(**inputs, return_dict=True)
         self.kwargs = self.model._update_model_kwargs_for_generation(out, self.kwargs)
+        if not self.started:                                            # one-token steps are compiled where `generate` would
+            compiles = self.model._valid_auto_compile_criteria(self.kwargs, self.config)
+            self.forward = self.model.get_compiled_call(self.config.compile_config) if compiles else self.model
+        self.started = True
         return out
 
     def append(self, tokens: Tensor) -> None:                           # (R,)
