@@ -7,6 +7,7 @@ can be read from the text. `notan --help` and `notan list` therefore start at on
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -216,10 +217,12 @@ def _parse(node: ast.expr, text: str) -> Any:
     return text
 
 
-def parse_arm(text: str) -> tuple[str, dict[str, Any]]:
-    """An arm of a comparison, `slug` or `slug:flag=value,flag=value`, as (slug, settings); checked against the method."""
+def parse_arm(text: str, named: Callable[[str], Entry] = method) -> tuple[str, dict[str, Any]]:
+    """An arm of a comparison, `slug` or `slug:flag=value,flag=value`, as (slug, settings); checked against the method, or
+    the `strategy`, of that name.
+    """
     slug, _, rest = text.partition(":")
-    entry = method(slug)
+    entry = named(slug)
     flags = {f.name: f for f in entry.flags}
     settings: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):

@@ -136,7 +136,8 @@ def _named_flags(p: argparse.ArgumentParser, argv: list[str], command: str, entr
 
 def _compare_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("arms", nargs="+", metavar="METHOD[:flag=value,...]",
-                   help="methods to compare: " + ", ".join(catalogue.methods()))
+                   help="methods to compare: " + ", ".join(catalogue.methods()) + "; with --decode, strategies: "
+                   + ", ".join(catalogue.strategies()))
     p.add_argument("--out", type=Path, default=Path("compare"),
                    help="where runs, encoders and report.html go (default: %(default)s)")
     p.add_argument("--seeds", type=int, default=2, help="how many seeds (default: %(default)s)")
@@ -147,6 +148,17 @@ def _compare_flags(p: argparse.ArgumentParser) -> None:
     _data_flags(p)
     _budget_flags(p)
     _machine_flags(p)
+    g = p.add_argument_group("strategies (--decode)", "on a benchmark file, --data FILE, beside the model alone, the plausible "
+                             "head alone, and the head at the strategy's temperature")
+    g.add_argument("--decode", action="store_true", help="compare decoding strategies instead of methods")
+    g.add_argument("--model", help="the model that decodes: a folder, a hub name or a .gguf file")
+    g.add_argument("--amateur", help="the model to set it against")
+    g.add_argument("--images", type=Path, help="the folder that the file's pictures are relative to (default: its own)")
+    g.add_argument("--before", type=Path, help="for TruthfulQA: a text file that prompts start with (demonstrations)")
+    g.add_argument("--judge", help="for open text: a model that says how likely it finds what was written")
+    g.add_argument("--limit", type=int, help="only so many items, from the beginning")
+    g.add_argument("--max-new-tokens", type=int, default=64, help="for open text (default: %(default)s)")
+    g.add_argument("--raw", action="store_true", help="prompts as they are, not through the chat template")
 
 
 def _probe_flags(p: argparse.ArgumentParser) -> None:
@@ -232,12 +244,27 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
+    if args.decode:
+        _compare_decoding(args)
+        return
     from notan.runs.compare import compare
 
     compare(args.arms, args.data, out=args.out, seeds=args.seeds, baseline=args.baseline, steps=args.steps,
             epochs=args.epochs, minutes=args.minutes, batch=args.batch, recipe=args.recipe, encoder=args.encoder,
             precision=args.precision, threads=args.threads, supervised=not args.no_supervised, across=args.across,
             probe_rows=args.probe_rows, data_options=_data_options(args), console=_console())
+
+
+def _compare_decoding(args: argparse.Namespace) -> None:
+    from notan.runs.side_by_side import compare_decoding
+
+    if not args.model:
+        raise NotanError("--decode was given and no model", "notan compare --decode STRATEGY ... --model M --data FILE",
+                         "--model FOLDER|NAME|FILE.gguf")
+    compare_decoding(args.arms, args.data, args.model, out=args.out, amateur=args.amateur, images=args.images, judge=args.judge,
+                     limit=args.limit, batch=args.batch or 8, max_new_tokens=args.max_new_tokens,
+                     before=args.before.read_text() if args.before else "", chat=False if args.raw else None, console=_console())
+    print(f"answers and figures: {args.out}")
 
 
 def _probe(args: argparse.Namespace) -> None:

@@ -108,6 +108,11 @@ def leading(path: str | Path) -> list[YesNo]:
             for where, row in _json(Path(path), ("image", "query", "leading", "answer"), ("image",))]
 
 
+def prompts(path: str | Path) -> list[tuple[str, str]]:
+    """A file of ours, JSON lines or one array: {"prompt": ...} and perhaps {"image": name}: text and name, "" for none."""
+    return [(row["prompt"], str(row.get("image") or "")) for _, row in _json(Path(path), ("prompt",))]
+
+
 def halueval(path: str | Path) -> list[Invented]:
     """The questions of HaluEval (qa_data.json), JSON lines: knowledge, question, right_answer, hallucinated_answer."""
     names = ("knowledge", "question", "right_answer", "hallucinated_answer")

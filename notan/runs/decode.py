@@ -64,6 +64,18 @@ def _decoded(strategy: Any, readers: Readers, given: list[Context], *, chat: boo
     return processor.batch_decode(ids[:, main["input_ids"].shape[1]:], skip_special_tokens=True)
 
 
+def first_scores(strategy: Any, readers: Readers, given: Sequence[Context], chat: bool | None = None) -> torch.Tensor:
+    """The strategy's scores (B, V) of the first token after each given context: the whole distribution, nothing drawn.
+
+    Raises `NotanError` as `decode`, and for a strategy that looks ahead.
+    """
+    if not hasattr(strategy, "combine"):
+        raise NotanError(f"{type(strategy).__name__} chooses by looking ahead and gives no scores to tokens",
+                         "a strategy that adds streams", "see `notan decode list`")
+    contexts, how = contexts_of(strategy, given, "amateur" in readers), {"max_new_tokens": 1, "do_sample": False}
+    return Combined(strategy, _streams(strategy, readers, contexts, chat, how)).scores(0, readers["main"][0].device)
+
+
 def _how(max_new_tokens: int, sample: bool, temperature: float, top_p: float, top_k: int, compile: bool) -> dict[str, Any]:
     """`generate`'s settings. Raises `NotanError` for a number out of its range, and compiling without a GPU."""
     if compile and not torch.cuda.is_available():

@@ -111,18 +111,23 @@ class Combined:
                  **model_kwargs: Any) -> Tensor:
         draw = Draw(input_ids, logits_processor, stopping_criteria, generation_config, self.emit)
         for t in itertools.count():
-            z: dict[int, Tensor] = {}                                   # place -> (B, V)
-            early: list[Tensor] = []
-            for stream, places in self.streams:
-                last, *layers = (x.to(input_ids.device) for x in stream.logits())
-                z |= zip(places, last.chunk(len(places)))
-                early += [part for x in layers for part in x.chunk(len(places))]
-            tokens = draw(self.strategy.combine([*(z[place] for place in sorted(z)), *early], t))
+            tokens = draw(self.scores(t, input_ids.device))
             if draw.done:
                 break
             for stream, places in self.streams:
                 stream.append(tokens.repeat(len(places)).to(stream.ids.device))
         return draw.ids
+
+    @torch.no_grad()
+    def scores(self, t: int, device: Any) -> Tensor:
+        """The strategy's scores (B, V) of what may come at step t, before processors."""
+        z: dict[int, Tensor] = {}                                       # place -> (B, V)
+        early: list[Tensor] = []
+        for stream, places in self.streams:
+            last, *layers = (x.to(device) for x in stream.logits())
+            z |= zip(places, last.chunk(len(places)))
+            early += [part for x in layers for part in x.chunk(len(places))]
+        return self.strategy.combine([*(z[place] for place in sorted(z)), *early], t)
 
 
 class Draw:
