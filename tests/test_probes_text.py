@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tiny_models import tiny
 
 from notan.errors import NotanError
-from notan.probes import answers
+from notan.probes import answers, text
 from notan.probes.text import coherence_nll, diversity, repetition
 
 
@@ -47,6 +48,30 @@ def test_coherence_is_the_mean_log_likelihood_of_the_continuation():
     assert found == pytest.approx(wanted, abs=1e-6)
     with pytest.raises(NotanError, match="a continuation has no tokens"):
         coherence_nll(model, Letters(), ["a"], [" "])
+
+
+def written(seed, letters):
+    g = torch.Generator().manual_seed(seed)
+    return ["".join(letters[i] for i in torch.randint(len(letters), (12,), generator=g)) for _ in range(80)]
+
+
+def test_mauve_is_near_one_for_texts_of_one_kind_and_near_none_for_others():
+    pytest.importorskip("mauve", reason="the extra `mauve`")
+    model, texts = tiny("llama"), written(0, "abcdefgh")
+    assert text.mauve(texts, texts, model, Letters()) == pytest.approx(1)
+    same, other = (text.mauve(texts, written(1, letters), model, Letters()) for letters in ("abcdefgh", "stuvwxyz"))
+    assert same > 0.5 > 0.2 > other
+    longer = [f"{t} {'xyz' * 9}" for t in texts]                        # cut to the tokens that both have
+    assert text.mauve(longer, texts, model, Letters()) == pytest.approx(1)
+    assert text.mauve([*texts, " "], [*texts, "zz"], model, Letters()) == pytest.approx(1)
+    with pytest.raises(NotanError, match="19 pairs"):
+        text.mauve(texts[:19], texts[:19], model, Letters())
+
+
+def test_mauve_without_its_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mauve", None)
+    with pytest.raises(NotanError, match=r"notan\[mauve\]"):
+        text.mauve(["a"], ["a"], None, None)
 
 
 def test_truthfulqa():

@@ -1,4 +1,4 @@
-"""How generated text is: how much it repeats itself, and how likely another model finds it.
+"""How generated text is: how much it repeats itself, how likely another model finds it, how near it is to people's.
 
 Su et al. 2022 (arXiv 2202.06417) and Su and Collier 2023 (arXiv 2210.14140), whose released counts differ a little from
 their text: `official=True` counts as they do.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from notan.errors import NotanError
 
@@ -37,6 +38,35 @@ def diversity(texts: Sequence[str], *, official: bool = False) -> float:
     for n in (2, 3, 4):
         share *= 1 - repetition(texts, n, official=official)
     return share
+
+
+@torch.no_grad()
+def mauve(prediction: Sequence[str], reference: Sequence[str], model: Any, tokenizer: Any, *, most: int = 200) -> float:
+    """MAUVE (Pillutla et al. 2021, arXiv 2102.01454): how near two sets of texts are as distributions, 0 to 1.
+
+    Their features, the last state of `model` after each text, are quantised together and the histograms compared, by the
+    package `mauve-text` with its own settings. As Su and Collier do, each pair is cut to its common number of tokens, at
+    most `most`, and pairs without a token are dropped. The figure depends on the model (the papers': gpt2-large) and on
+    how many texts there are: compare only equal ones; a few hundred are few.
+
+    Raises `NotanError` for fewer than 20 pairs and without the package.
+    """
+    try:
+        from mauve import compute_mauve
+    except ImportError as error:
+        raise NotanError(f"MAUVE needs a package that is not installed: {error}", "the extra that brings it",
+                         "pip install 'notan[mauve]'") from None
+    features: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for pair in zip(prediction, reference, strict=True):
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in pair]
+        n = min(most, *map(len, ids))
+        for side, tokens in zip(features, ids if n else ()):
+            read = model.base_model(torch.tensor([tokens[:n]], device=model.device))
+            side.append(read.last_hidden_state[0, -1].float().cpu())
+    if len(features[0]) < 20:
+        raise NotanError(f"{len(features[0])} pairs of texts have tokens", "at least 20 to compare as distributions")
+    p, q = (torch.stack(side).numpy() for side in features)             # (N, E)
+    return float(compute_mauve(p_features=p, q_features=q).mauve)
 
 
 @torch.no_grad()
