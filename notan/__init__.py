@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from notan.runs.decode import decode as decode
     from notan.runs.embed import embed as embed
     from notan.runs.export import export as export
+    from notan.runs.inspect import inspect as inspect
     from notan.runs.probe import probe as probe
     from notan.runs.train import train as train
 
 _HOMES = {
     "train": "notan.runs.train", "compare": "notan.runs.compare", "probe": "notan.runs.probe",
-    "embed": "notan.runs.embed", "decode": "notan.runs.decode", "export": "notan.runs.export", "doctor": "notan.runs.doctor",
+    "embed": "notan.runs.embed", "decode": "notan.runs.decode", "inspect": "notan.runs.inspect", "export": "notan.runs.export",
+    "doctor": "notan.runs.doctor",
     "open_data": "notan.data", "NotanError": "notan.errors",
 }
 __all__ = [*_HOMES, "load"]

@@ -30,7 +30,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of `methods/` or `strategies/` as a reader of its text sees it."""
+    """One file of `methods/`, `strategies/` or `inspectors/` as a reader of its text sees it."""
 
     slug: str
     path: Path
@@ -70,6 +70,17 @@ def strategy(slug: str) -> Entry:
     return _named(slug, "strategy", strategies(), "notan decode list")
 
 
+@cache
+def inspectors() -> dict[str, Entry]:
+    """Slug to entry, for every file of `inspectors/` whose name does not start with an underscore."""
+    return {p.stem: read_measure(p) for p in _files("inspectors")}
+
+
+def inspector(slug: str) -> Entry:
+    """The entry of one inspector; an unknown name is answered with the nearest one."""
+    return _named(slug, "inspector", inspectors(), "notan inspect list")
+
+
 def claims() -> dict[str, Path]:
     """Slug to file, for every claim."""
     return {p.stem: p for p in _files("claims")}
@@ -92,21 +103,34 @@ def read(path: Path, parts: tuple[str, ...] = ("loss",), literals: tuple[str, ..
     named = _literals(path, tree)
     classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and not _defs(n).isdisjoint(parts)]
     if len(classes) != 1 or not named.keys() >= set(literals):
-        raise NotanError(
-            f"{path.name} has {len(classes)} classes with a `{'` or `'.join(parts)}` and the names {sorted(named)}",
-            f"one class with it, and literal {' and '.join(literals)}",
-            "see docs/add-a-method.md, or start the file's name with an underscore",
-        )
+        raise NotanError(f"{path.name} has {len(classes)} classes with a `{'` or `'.join(parts)}` and the names {sorted(named)}",
+                         f"one class with it, and literal {' and '.join(literals)}",
+                         "see docs/add-a-method.md, or start the file's name with an underscore")
     cls = classes[0]
     init = next(f for f in cls.body if isinstance(f, ast.FunctionDef) and f.name == "__init__")
     towers = tuple(Parameter(a.arg, _text(a.annotation), required=True) for a in init.args.args[1:])
-    flags = tuple(
-        Parameter(a.arg, _text(a.annotation), None if d is None else _literal(path, d), d is None)
-        for a, d in zip(init.args.kwonlyargs, init.args.kw_defaults)
-    )
+    flags = _flags(path, init)
     doc = ast.get_docstring(cls) or ""
     return Entry(path.stem, path, cls.name, ast.get_docstring(tree) or "", named["CARD"], named.get("RECIPES", {}), towers,
                  tuple(f for f in flags if f.name != "data"), _argument_help(doc), _defs(cls))
+
+
+def read_measure(path: Path) -> Entry:
+    """Parse one file of `inspectors/`: a literal `CARD` and a function `measure`, whose settings are its flags."""
+    tree = ast.parse(path.read_text())
+    card = _literals(path, tree).get("CARD")
+    measure = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "measure"), None)
+    if card is None or measure is None:
+        raise NotanError(f"{path.name} has no " + ("CARD" if card is None else "function `measure`"),
+                         "a literal CARD, and measure(model, data)", "start the file's name with an underscore if it is a part")
+    return Entry(path.stem, path, "measure", ast.get_docstring(tree) or "", card, {}, (), _flags(path, measure),
+                 _argument_help(ast.get_docstring(measure) or ""))
+
+
+def _flags(path: Path, function: ast.FunctionDef) -> tuple[Parameter, ...]:
+    """The keyword-only arguments of a function."""
+    return tuple(Parameter(a.arg, _text(a.annotation), None if d is None else _literal(path, d), d is None)
+                 for a, d in zip(function.args.kwonlyargs, function.args.kw_defaults))
 
 
 def _files(room: str) -> list[Path]:
@@ -121,24 +145,17 @@ def _named(slug: str, kind: str, entries: dict[str, Entry], command: str) -> Ent
 
 
 def _literals(path: Path, tree: ast.Module) -> dict[str, Any]:
-    named = {}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            name = node.targets[0].id
-            if name in ("CARD", "RECIPES", "SOURCE", "CLAIM"):
-                named[name] = _literal(path, node.value)
-    return named
+    return {node.targets[0].id: _literal(path, node.value) for node in tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id in ("CARD", "RECIPES", "SOURCE", "CLAIM")}
 
 
 def _literal(path: Path, node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        raise NotanError(
-            f"{path.name}:{node.lineno} computes a value: {ast.unparse(node)[:60]}",
-            "literals in CARD, RECIPES and defaults, so that help needs no import",
-            "write the value out",
-        ) from None
+        raise NotanError(f"{path.name}:{node.lineno} computes a value: {ast.unparse(node)[:60]}",
+                         "literals in CARD, RECIPES and defaults, so that help needs no import", "write the value out") from None
 
 
 def _defs(cls: ast.ClassDef) -> frozenset[str]:
@@ -177,9 +194,7 @@ def parse_value(annotation: str, text: str) -> Any:
 
 def choices(annotation: str) -> list[str]:
     """The members of a `Literal[...]` annotation, else an empty list."""
-    node = ast.parse(annotation, mode="eval").body
-    members = _members(node)
-    return [str(m) for m in members] if members else []
+    return [str(m) for m in _members(ast.parse(annotation, mode="eval").body)]
 
 
 def _members(node: ast.expr) -> list[Any]:

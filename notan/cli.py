@@ -18,6 +18,7 @@ COMMANDS = {
     "probe": "how good is an encoder: ridge, k-NN, logistic, few-shot, fine-tuning, segmentation",
     "embed": "a table of embeddings from a run or any Hugging Face encoder",
     "decode": "contrastive decoding on any Hugging Face model of words, or words and pictures, beside greedy",
+    "inspect": "what is inside a model: a paper's measure of it, as numbers and figures",
     "export": "take the encoder and leave: safetensors, transformers, ONNX",
     "doctor": "what is wrong with this data, or this run",
     "claim": "a paper's claim, re-tested small and honest",
@@ -55,6 +56,7 @@ def parser(argv: list[str]) -> argparse.ArgumentParser:
     _probe_flags(parts["probe"])
     _embed_flags(parts["embed"])
     _decode_flags(parts["decode"], argv)
+    _inspect_flags(parts["inspect"], argv)
     _export_flags(parts["export"])
     parts["doctor"].add_argument("what", metavar="RUN|DATA", help="a run folder, or anything --data takes")
     _claim_flags(parts["claim"])
@@ -198,6 +200,17 @@ def _decode_flags(p: argparse.ArgumentParser, argv: list[str]) -> None:
     _named_flags(p, argv, "decode", catalogue.strategies())
 
 
+def _inspect_flags(p: argparse.ArgumentParser, argv: list[str]) -> None:
+    p.add_argument("inspector", metavar="INSPECTOR", help="list, or one of: " + ", ".join(catalogue.inspectors()))
+    p.add_argument("model", nargs="?", metavar="MODEL", help="a language model (folder, hub name, .gguf), or for inspectors of "
+                   "encoders a run folder, an encoder folder or hf:NAME")
+    p.add_argument("--out", type=Path, default=Path("inspect"), help="where numbers and figures go (default: %(default)s)")
+    p.add_argument("--rows", type=int, default=2_000, help="most rows it looks at (default: %(default)s)")
+    p.add_argument("--tokens", type=int, default=512, help="most tokens of a text (default: %(default)s)")
+    _data_flags(p, None, stream=False)
+    _named_flags(p, argv, "inspect", catalogue.inspectors())
+
+
 def _export_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("run", metavar="RUN")
     p.add_argument("--to", choices=["safetensors", "hf", "onnx"], default="safetensors")
@@ -305,6 +318,22 @@ def _decode(args: argparse.Namespace) -> int:
     return decode_and_print(args.strategy, args.model, args.prompt or args.file, image=args.image, out=args.out,
                             amateur=args.amateur, settings=_settings(args, entry), chat=False if args.raw else None, how=how,
                             console=_console())
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    if args.inspector == "list":
+        from notan.runs.listing import print_list
+
+        return print_list("inspectors")
+    entry = catalogue.inspector(args.inspector)
+    if not args.model or not args.data:
+        raise NotanError("no model or no data was named", "notan inspect INSPECTOR MODEL --data DATA", "see `notan inspect list`")
+    from notan.runs.inspect import inspect, print_found
+
+    found = inspect(args.inspector, args.model, args.data, out=args.out, rows=args.rows, tokens=args.tokens,
+                    settings=_settings(args, entry), data_options=_data_options(args))
+    print_found(args.inspector, found, args.out, _console())
+    return None
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -26,18 +26,26 @@ def brief(sentence: str) -> str:
 
 
 def print_list(what: str, console: Console | None = None) -> None:
-    """Print the methods, the strategies, the built-in data sources (with licences) or the claims (with verdicts)."""
-    kinds = {"methods": _methods, "strategies": _strategies, "data": _data, "claims": _claims}
+    """Print the methods, strategies, inspectors, built-in data sources (with licences) or claims (with verdicts)."""
+    kinds = {"methods": _methods, "strategies": _strategies, "inspectors": _inspectors, "data": _data, "claims": _claims}
     (console or Console()).print(kinds[what]())
 
 
 def _strategies() -> Table:
-    table = Table(title="Strategies", title_justify="left", expand=False)
-    table.add_column("strategy", no_wrap=True)
+    return _room("Strategies", "strategy", catalogue.strategies())
+
+
+def _inspectors() -> Table:
+    return _room("Inspectors", "inspector", catalogue.inspectors())
+
+
+def _room(title: str, kind: str, entries: dict[str, catalogue.Entry]) -> Table:
+    table = Table(title=title, title_justify="left", expand=False)
+    table.add_column(kind, no_wrap=True)
     table.add_column("what it is", overflow="fold")
     for name in ("paper", "needs"):
         table.add_column(name, no_wrap=True)
-    for slug, entry in catalogue.strategies().items():
+    for slug, entry in entries.items():
         paper = f"{entry.card['arxiv']} ({entry.card['year']})"
         table.add_row(slug, entry.doc.splitlines()[0], paper, ", ".join(entry.card["needs"]))
     return table

@@ -1,0 +1,35 @@
+"""A tiny language model without transformers, for the inspectors' `example`s."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Letters(nn.Module):
+    """Reads letters: an embedding and two layers that add the mean of what came before."""
+
+    def __init__(self, dim: int = 8) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(128, dim)
+        self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(2))
+
+    def states(self, batch: dict) -> tuple[list[Tensor], Tensor]:
+        texts = batch["text"]
+        codes = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.int64)
+        for row, text in zip(codes, texts):
+            row[: len(text)] = torch.tensor([ord(c) % 128 for c in text])
+        mask = torch.arange(codes.shape[1]) < torch.tensor([[len(text)] for text in texts])         # (B, T)
+        h = self.embed(codes)                                           # (B, T, E)
+        found = [h]
+        for layer in self.layers:
+            before = h.cumsum(1) / torch.arange(1, h.shape[1] + 1, dtype=h.dtype)[:, None]
+            h = h + layer(before).tanh()
+            found.append(h)
+        return found, mask
+
+
+def texts() -> list[dict]:
+    """Batches of short texts, one of them a single letter."""
+    words = ["a short text", "x", "one that is longer than the others", "dots ...", "again", "again and again", "so it goes"]
+    return [{"text": words[:3], "row": torch.arange(3)}, {"text": words[3:], "row": torch.arange(3, 7)}]
