@@ -139,3 +139,18 @@ def test_an_amateur_of_another_vocabulary_is_refused(model, tmp_path):
 def test_compiled_steps_need_a_gpu(model):
     with pytest.raises(NotanError, match="without a GPU"):
         decode("icd", model, "w1", compile=True)
+
+
+def test_an_adapter_is_an_amateur_on_its_base(model, tmp_path, monkeypatch):
+    peft = pytest.importorskip("peft")
+    loaded, tokenizer = load(model)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    lora = peft.get_peft_model(load(model)[0], config)
+    lora.save_pretrained(tmp_path / "adapter")
+    wanted = decode("icd", loaded, "w1 w2", tokenizer=tokenizer, amateur=lora, max_new_tokens=9)
+    assert decode("icd", model, "w1 w2", amateur=tmp_path / "adapter", max_new_tokens=9) == wanted
+    assert decode("icd", model, "w1 w2", amateur=model, max_new_tokens=9) != wanted
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(NotanError, match=r"peft is not installed.*notan\[lora\]"):
+        load(tmp_path / "adapter")

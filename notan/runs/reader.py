@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,9 @@ def read_with(model: str | Path | Any, tokenizer: Any, amateur: str | Path | Any
 def load(model: str | Path | Any, tokenizer: Any = None) -> Reader:
     """(model in eval mode, tokenizer or processor that pads on the left), from a folder, a hub name or a .gguf file.
 
-    A causal language model comes with its tokenizer, an image-text-to-text model with its processor. No remote code is run.
-    Raises `NotanError` for what is not there or is neither.
+    A causal language model comes with its tokenizer, an image-text-to-text model with its processor, a LoRA adapter (of
+    `peft`) on its base and with the base's. No remote code is run. Raises `NotanError` for what is not there or is none of
+    these.
     """
     if not isinstance(model, (str, Path)):
         if tokenizer is None:
@@ -42,11 +45,12 @@ def load(model: str | Path | Any, tokenizer: Any = None) -> Reader:
     path, file = str(model), {}
     if path.endswith(".gguf"):
         path, file = str(Path(path).parent), {"gguf_file": Path(path).name}
+    base = _base(path)
     dtype: Any = "auto" if choose_precision("auto") == "bf16" else torch.float32    # half precision crawls on other CPUs
     try:
-        sees = not file and AutoConfig.from_pretrained(path).model_type in SEES
+        sees = not file and AutoConfig.from_pretrained(base).model_type in SEES
         loaded = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(path, dtype=dtype, **file)
-        tokenizer = (AutoProcessor if sees else AutoTokenizer).from_pretrained(path, **file)
+        tokenizer = (AutoProcessor if sees else AutoTokenizer).from_pretrained(base, **file)
     except ImportError as error:
         raise NotanError(f"{model} needs a package that is not installed: {error}", "the extra that brings it",
                          "pip install 'notan[gguf]'") from None
@@ -56,6 +60,22 @@ def load(model: str | Path | Any, tokenizer: Any = None) -> Reader:
                          "check the name") from None
     device: Any = "cuda" if torch.cuda.is_available() else "cpu"
     return loaded.to(device).eval(), _padded(tokenizer)
+
+
+def _base(path: str) -> str:
+    """What an adapter is put on; the path itself for everything else. Raises `NotanError` for an adapter without `peft`."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        adapter = find_adapter_config_file(path)
+    except (OSError, ValueError):
+        return path                                                     # there is nothing of that name: said when it is opened
+    if adapter is None:
+        return path
+    if importlib.util.find_spec("peft") is None:
+        raise NotanError(f"{path} is a LoRA adapter, and peft is not installed", "the extra that reads it",
+                         "pip install 'notan[lora]'")
+    return json.loads(Path(adapter).read_text())["base_model_name_or_path"]
 
 
 def words_of(processor: Any) -> Any:
