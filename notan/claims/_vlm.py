@@ -1,0 +1,200 @@
+"""A tiny model that sees, trained from nothing in minutes: a stock `transformers` LLaVA on scenes of icons.
+
+    python -m notan.claims._vlm OUT [--kind plain|augmented|leading] [--steps 2000] [--seed 0]
+
+trains it, saves it as `AutoModelForImageTextToText` and `AutoProcessor` open it, and shows what it answers. It reads questions
+("Is there a dog?", yes or no) and an order ("Describe the picture."). Its scenes are biased (see `_scenes.py`), so it comes to
+name partners that are not there, as large models do. Three kinds: `plain`; `augmented`, whose pictures are mirrored and
+cropped in training; `leading`, where two questions in five come with a hint that is right 85% of the time, so that following
+the hint pays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from notan.claims._scenes import NAMES, SIDE, Scenes, scenes
+from notan.strategies.lqcd import TEMPLATES, lead
+
+PATCH, DIM, ROOM = 8, 64, 96                                            # ROOM: positions, 36 of them the picture's
+ORDER = "Describe the picture."
+TEMPLATE = ("{% for m in messages %}{% for part in m['content'] %}{% if part['type'] == 'image' %}<image> {% else %}"
+            "{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}answer :{% endif %}")
+HELD_OUT = ("obvious", "report")                                        # hints that no training text has
+
+
+def question(name: str) -> str:
+    return f"Is there a {name}?"
+
+
+def caption(cells: np.ndarray) -> str:
+    """What is in a scene, in reading order."""
+    found = [f"a {NAMES[c]}" for c in cells if c >= 0]
+    return ", ".join(found[:-1]) + f" and {found[-1]}."
+
+
+def processor() -> Any:
+    """Word-level words and 48-pixel pictures, as `AutoProcessor` opens them."""
+    from tokenizers import Tokenizer, normalizers, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
+
+    said = [ORDER, caption(np.arange(3)), "yes no answer :", *(question(n) for n in NAMES)]
+    said += [lead(question("dog"), polarity, t) for t in TEMPLATES for polarity in ("yes", "no")]
+    split = pre_tokenizers.Whitespace()
+    words = dict.fromkeys(w for text in said for w, _ in split.pre_tokenize_str(text.lower()))
+    vocabulary = {w: i for i, w in enumerate(["<unk>", "<s>", "</s>", "<pad>", "<image>", *words])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), split
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+                                   pad_token="<pad>", additional_special_tokens=["<image>"])
+    pixels = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE},
+                                   image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return LlavaProcessor(pixels, fast, patch_size=PATCH, vision_feature_select_strategy="default", chat_template=TEMPLATE,
+                          num_additional_image_tokens=1)
+
+
+def fresh(tokenizer: Any, seed: int) -> Any:
+    """The model with drawn weights: a vision tower of 3 blocks, a language model of 3."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    vision = CLIPVisionConfig(hidden_size=DIM, intermediate_size=3 * DIM, num_hidden_layers=3, num_attention_heads=4,
+                              image_size=SIDE, patch_size=PATCH, projection_dim=DIM)
+    text = LlamaConfig(vocab_size=len(tokenizer), hidden_size=DIM, intermediate_size=3 * DIM, num_hidden_layers=3,
+                       num_attention_heads=4, max_position_embeddings=ROOM, bos_token_id=tokenizer.bos_token_id,
+                       eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlavaForConditionalGeneration(LlavaConfig(
+            vision_config=vision.to_dict(), text_config=text.to_dict(), vision_feature_layer=-1,
+            image_token_id=tokenizer.convert_tokens_to_ids("<image>"), image_seq_length=(SIDE // PATCH) ** 2))
+
+
+def trained(kind: str, seed: int, steps: int, batch: int = 64, lr: float = 1e-3) -> tuple[Any, Any]:
+    """(model in eval mode, processor) after `steps` of AdamW on biased scenes; a function of its arguments."""
+    made = processor()
+    model = fresh(made.tokenizer, seed).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    for n in range(steps):
+        rate = min(1.0, (n + 1) / (0.05 * steps)) * 0.5 * (1 + math.cos(math.pi * n / steps))
+        for group in optimiser.param_groups:
+            group["lr"] = lr * rate
+        model(**lesson(kind, seed, range(n * batch, (n + 1) * batch), made.tokenizer)).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+    return model.eval(), made
+
+
+def lesson(kind: str, seed: int, rows: range, tokenizer: Any) -> dict[str, Tensor]:
+    """A batch: pixels, words, and labels on the answers alone. One row in five describes, the others answer."""
+    found = scenes(seed, rows, biased=True)
+    rng = np.random.default_rng((seed, 1, rows.start))
+    texts = [_text(kind, cells, rng) for cells in found.cells]
+    pictures = _augmented(found.pictures, rng) if kind == "augmented" else found.pictures
+    space = "<image> " * (SIDE // PATCH) ** 2
+    asked, answers = ([tokenizer(text, add_special_tokens=False)["input_ids"] for text in column]
+                      for column in ([f"{space}{q} answer :" for q, _ in texts], [f"{a} </s>" for _, a in texts]))
+    ids, labels = ([torch.tensor(row) for row in column] for column in (
+        [a + b for a, b in zip(asked, answers)], [[-100] * len(a) + b for a, b in zip(asked, answers)]))
+    ids, labels = (torch.nn.utils.rnn.pad_sequence(x, batch_first=True, padding_value=fill)
+                   for x, fill in ((ids, tokenizer.pad_token_id), (labels, -100)))
+    return {"input_ids": ids, "attention_mask": (ids != tokenizer.pad_token_id).long(), "labels": labels,
+            "pixel_values": normalised(pictures)}
+
+
+def normalised(pictures: np.ndarray) -> Tensor:
+    """What the processor makes of pictures (N, 48, 48, 3): float32 (N, 3, 48, 48) from -1 to 1."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _text(kind: str, cells: np.ndarray, rng: np.random.Generator) -> tuple[str, str]:
+    """A question or order, and its answer; as many questions have the answer yes as no."""
+    if rng.random() < 0.2:
+        return ORDER, caption(cells)
+    truth = bool(rng.integers(2))
+    there = np.isin(np.arange(len(NAMES)), cells)
+    asked = question(NAMES[rng.choice(np.flatnonzero(there == truth))])
+    if kind == "leading" and rng.random() < 0.4:
+        hint = truth if rng.random() < 0.85 else not truth
+        asked = lead(asked, "yes" if hint else "no", str(rng.choice([t for t in TEMPLATES if t not in HELD_OUT])))
+    return asked, "yes" if truth else "no"
+
+
+def _augmented(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each picture mirrored either way half of the time, and half of them cropped to 50 to 100% of their area."""
+    from notan.views.geometry import crop, crop_boxes
+
+    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    for axis in (2, 3):
+        turned = torch.from_numpy(rng.random(len(x)) < 0.5)
+        x = torch.where(turned[:, None, None, None], x.flip(axis), x)
+    key = torch.from_numpy(rng.integers(2**62, size=len(x)))
+    cut = crop(x, crop_boxes(key, height=SIDE, width=SIDE, scale=(0.5, 1.0)), None, SIDE).pixels
+    x = torch.where(torch.from_numpy(rng.random(len(x)) < 0.5)[:, None, None, None], cut, x)
+    return (x * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def asked_about(found: Scenes, seed: int, absent: str = "partner") -> list[tuple[int, str, bool]]:
+    """(scene, object, whether it is there): as many that are as are not, at most one of each for a scene.
+
+    Absent objects are partners of what is there ("partner": POPE's adversarial questions) or any ("any").
+    """
+    from notan.claims._scenes import PARTNER
+
+    rng, items = np.random.default_rng((seed, 2)), []
+    for i, there in enumerate(found.present()):
+        here = [NAMES[j] for j in np.flatnonzero(there)]
+        gone = [PARTNER[n] for n in here if n in PARTNER and PARTNER[n] not in here] if absent == "partner" else \
+            [n for n in NAMES if n not in here]
+        of_pairs = [n for n in here if n in PARTNER] if absent == "partner" else here
+        if gone and of_pairs:
+            items += [(i, str(rng.choice(of_pairs)), True), (i, str(rng.choice(gone)), False)]
+    return items
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from notan.runs.decode import first_scores, greedy
+    from notan.runs.prompts import given_with
+    from notan.runs.reader import load
+    from notan.runs.tasks import say_yes, sides
+    from notan.strategies._reference import Reference
+
+    p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    p.add_argument("out", type=Path)
+    p.add_argument("--kind", choices=["plain", "augmented", "leading"], default="plain")
+    p.add_argument("--steps", type=int, default=2000)
+    p.add_argument("--seed", type=int, default=0)
+    args = p.parse_args(argv)
+    model, made = trained(args.kind, args.seed, args.steps)
+    model.save_pretrained(args.out)
+    made.save_pretrained(args.out)
+    AutoModelForImageTextToText.from_pretrained(args.out), AutoProcessor.from_pretrained(args.out)
+    reader = load(args.out)
+    found = scenes(args.seed + 10**6, range(600), biased=False)
+    pictures = [Image.fromarray(x) for x in found.pictures]
+    for absent in ("any", "partner"):
+        items = asked_about(found, args.seed, absent)
+        given = given_with([question(n) for _, n, _ in items], [pictures[i] for i, _, _ in items], 0)
+        yes, mass = say_yes(first_scores(Reference(), {"main": reader}, given), *sides(reader[1].tokenizer))
+        right = np.mean([(q > 0.5) == t for q, (_, _, t) in zip(yes.tolist(), items)])
+        print(f"{absent} absent: {right:.3f} of {len(items)} answers right, yes {np.mean(yes.numpy() > 0.5):.3f}, "
+              f"yes or no {float(mass.mean()):.3f}")
+    for i, said in enumerate(greedy(*reader, [ORDER] * 3, images=pictures[:3], max_new_tokens=16)):
+        print(f"truth: {caption(found.cells[i])}\nsaid:  {said}")
+    pictures[0].save(args.out / "scene.png")
+
+
+if __name__ == "__main__":
+    main()
