@@ -286,8 +286,9 @@ def test_a_changed_protocol_never_mixes_and_a_changed_rule_may(toy):
     assert framework.protocol_key(read_claim(toy)) == key
     toy.write_text(TOY.replace("0.1 * seed", "0.2 * seed"))
     assert framework.protocol_key(read_claim(toy)) != key
-    toy.write_text(TOY.replace('"metric": "m"', '"metric": "m", "methods": ["cmim"]'))
-    assert framework.protocol_key(read_claim(toy)) != key
+    for more in ('"methods": ["cmim"]', '"strategies": ["vcd"]', '"uses": ["_scenes.py"]'):
+        toy.write_text(TOY.replace('"metric": "m"', f'"metric": "m", {more}'))
+        assert framework.protocol_key(read_claim(toy)) != key
 
 
 def test_a_quick_run_keeps_nothing(toy, tmp_path):

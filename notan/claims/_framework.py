@@ -7,9 +7,10 @@ A claim file holds a literal `CLAIM` and two functions:
     def judge(values: dict[arm, dict[seed, dict[str, float]]]) -> tuple[verdict, sentence]
 
 Optional keys of `CLAIM`: "baseline" (the arm the others are paired with; the first), "shown" (the metrics that tables
-show; all), "methods" (slugs whose files take part; the claim's own), "threads" (1). A finished (arm, seed) is kept
-under a key made from the source of the claim (without `judge`), of its methods and of what trains and probes: an
-interrupted claim goes on where it stopped, and values of two protocols never mix.
+show; all), "methods" (slugs whose files take part; the claim's own), "strategies" (slugs of strategies that do), "uses"
+(names of other files of claims/ that do), "threads" (1). A finished (arm, seed) is kept under a key made from the source of
+the claim (without `judge`), of its methods, strategies and files, and of what trains, probes and decodes: an interrupted
+claim goes on where it stopped, and values of two protocols never mix.
 """
 
 from __future__ import annotations
@@ -163,6 +164,10 @@ def protocol_key(claim: Claim) -> str:
     files = [claim.path, HERE / "_train.py", catalogue.ROOT / "world.py", catalogue.ROOT / "runs" / "optim.py"]
     files += [f for room in ("losses", "nets", "views", "probes") for f in sorted((catalogue.ROOT / room).glob("*.py"))]
     files += [catalogue.ROOT / "methods" / f"{slug}.py" for slug in claim.facts.get("methods", [claim.slug])]
+    files += [HERE / name for name in claim.facts.get("uses", [])]
+    if strategies := claim.facts.get("strategies"):
+        files += [catalogue.ROOT / "strategies" / f"{slug}.py" for slug in ("_strategy", "_reference", *strategies)]
+        files += [catalogue.ROOT / "runs" / f"{name}.py" for name in ("decode", "generation", "lookahead", "prompts", "score")]
     trees = [_without_judge(ast.parse(f.read_text())) for f in files if f.exists()]
     return hashlib.blake2b("\n".join(ast.dump(t) for t in trees).encode(), digest_size=8).hexdigest()
 

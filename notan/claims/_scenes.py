@@ -14,8 +14,8 @@ import numpy as np
 
 OBJECTS = {                                                             # as people call it: the emoji's name
     "dog": "dog face", "bell": "bell", "cat": "cat face", "fish": "fish", "car": "automobile", "key": "key",
-    "cup": "hot beverage", "book": "books", "bicycle": "bicycle", "tree": "evergreen tree", "house": "house building", "apple": "red apple",
-    "mushroom": "mushroom", "umbrella": "umbrella", "ball": "soccer ball", "rocket": "rocket",
+    "cup": "hot beverage", "book": "books", "bicycle": "bicycle", "tree": "evergreen tree", "house": "house building",
+    "apple": "red apple", "mushroom": "mushroom", "umbrella": "umbrella", "ball": "soccer ball", "rocket": "rocket",
 }
 PAIRS = (("dog", "ball"), ("cat", "fish"), ("car", "key"), ("cup", "book"))
 CELL, CELLS, NOISE = 16, 3, 30                                          # pixels of a cell, cells a side, deviation of the noise
