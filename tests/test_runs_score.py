@@ -6,11 +6,14 @@ import pytest
 import torch
 from test_runs_decode import saved
 from test_strategies import made
+from transformers import MambaConfig, MambaForCausalLM
 
 from notan import catalogue
 from notan.errors import NotanError
 from notan.probes.answers import multiple_choice
-from notan.runs.reader import load
+from notan.runs.generation import heads_word
+from notan.runs.prompts import contexts_of, given_with, rows_of
+from notan.runs.reader import layers_of, load
 from notan.runs.score import answer_scores
 
 COMBINING = [slug for slug, e in catalogue.strategies().items() if "combine" in e.has and "image" not in e.card["needs"]]
@@ -38,6 +41,75 @@ def test_without_a_contrast_they_are_log_probabilities(models, slug):
         found = answer_scores(made(slug, **settings), model, tokenizer, PROMPT, ANSWERS, amateur=amateur, renormalise=renormalise)
         for scores, answer in zip(found, ANSWERS):
             torch.testing.assert_close(torch.tensor(scores), log_probabilities(model, tokenizer, answer), atol=1e-5, rtol=0)
+
+
+def one_by_one(strategy, reader, amateur, tokenizer, answer):
+    """The same scores with nothing shared: prompt and answer read anew, without a cache, and all tokens combined at once."""
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    models, last, early = {"main": reader, "amateur": amateur}, [], []
+    contexts = contexts_of(strategy, given_with([PROMPT], None, 0), True)[0]
+    for name, model in models.items():
+        layers, normed = layers_of(strategy, model)
+        said = []
+        for c in (c for c in contexts if c.model == name):
+            before = rows_of((model, tokenizer), [c], None, len(ids))["input_ids"]
+            out = model(torch.cat([before, torch.tensor([ids])], dim=1), use_cache=False, output_hidden_states=True)
+            last.append(out.logits[0, -len(ids) - 1: -1])
+            said.append(heads_word(model, [out.hidden_states[j][0, -len(ids) - 1: -1] for j in layers], normed))
+        early += [z[j] for j in range(len(layers)) for z in said]
+    s = strategy.combine([z.float().log_softmax(1) for z in (*last, *early)], 0)
+    return s.gather(1, torch.tensor(ids)[:, None])[:, 0].clamp(min=-1000)
+
+
+@pytest.mark.parametrize("slug", COMBINING)
+def test_sharing_the_prompt_changes_nothing_and_each_stream_reads_it_once(models, slug):
+    (model, tokenizer), amateur = models
+    calls = []
+    handles = [m.register_forward_hook(lambda *a: calls.append(1)) for m in (model, amateur)]
+    strategy = made(slug)
+    found = answer_scores(strategy, model, tokenizer, PROMPT, ANSWERS, amateur=amateur)
+    for handle in handles:
+        handle.remove()
+    assert len(calls) == 2 * len(contexts_of(strategy, given_with([PROMPT], None, 0), True)[0])                  # the prompt, then all answers
+    for scores, answer in zip(found, ANSWERS):
+        with torch.no_grad():
+            wanted = one_by_one(strategy, model, amateur, tokenizer, answer)
+        torch.testing.assert_close(torch.tensor(scores), wanted, atol=1e-5, rtol=0)
+
+
+def test_company_changes_nothing_whatever_the_layers_are_chosen_by(models):
+    (model, tokenizer), _ = models
+    for jsd in ("true", "official"):                                    # the official one averages over the rows of a batch
+        strategy = made("dola", jsd=jsd, beta=0.0)
+        together = answer_scores(strategy, model, tokenizer, PROMPT, ANSWERS)
+        for scores, answer in zip(together, ANSWERS):
+            assert scores == pytest.approx(answer_scores(strategy, model, tokenizer, PROMPT, [answer])[0], abs=1e-5)
+
+
+class Growing:
+    """A strategy whose contrast grows with the tokens."""
+
+    def contexts(self, main, amateur):
+        return []
+
+    def combine(self, z, t):
+        return (1 + t) * z[0]
+
+
+def test_each_token_is_combined_at_its_own_step(models):
+    (model, tokenizer), _ = models
+    scores = answer_scores(Growing(), model, tokenizer, PROMPT, ["w7 w8 w9"])[0]
+    wanted = log_probabilities(model, tokenizer, "w7 w8 w9") * torch.tensor([1, 2, 3])
+    torch.testing.assert_close(torch.tensor(scores), wanted, atol=1e-5, rtol=0)
+
+
+def test_a_model_without_a_cache_that_can_be_repeated_reads_the_prompt_again(models):
+    (_, tokenizer), _ = models
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(vocab_size=61, hidden_size=16, num_hidden_layers=2, state_size=4)).eval()
+    found = answer_scores(made("contrastive_decoding", c=0.0, beta=0.0), model, tokenizer, PROMPT, ANSWERS, amateur=model)
+    for scores, answer in zip(found, ANSWERS):
+        torch.testing.assert_close(torch.tensor(scores), log_probabilities(model, tokenizer, answer), atol=1e-5, rtol=0)
 
 
 def test_icd_is_the_difference_and_renormalised_it_is_a_distribution(models):
