@@ -6,7 +6,9 @@ import pytest
 import torch
 from test_runs_decode import saved
 from test_strategies import made
-from transformers import MambaConfig, MambaForCausalLM
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 from notan import catalogue
 from notan.errors import NotanError
@@ -84,6 +86,22 @@ def test_company_changes_nothing_whatever_the_layers_are_chosen_by(models):
         together = answer_scores(strategy, model, tokenizer, PROMPT, ANSWERS)
         for scores, answer in zip(together, ANSWERS):
             assert scores == pytest.approx(answer_scores(strategy, model, tokenizer, PROMPT, [answer])[0], abs=1e-5)
+
+
+def test_no_space_is_put_before_an_answer(models):
+    (model, _), _ = models
+    words = ["<s>", "</s>", "<pad>", "▁", "▁a", "▁b", "▁c", "c", "b"]
+    inner = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<s>"))
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])         # as Llama 2's
+    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(":", "isolated"),
+                                                   pre_tokenizers.Split("▁", "merged_with_next")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>")
+    assert tokenizer(" b", add_special_tokens=False)["input_ids"] == [3, 5]                 # two spaces
+    spaced, close = answer_scores(made("dola", c=0.0, beta=0.0), model, tokenizer, "a:", [" b", "b"])
+    with torch.no_grad():
+        q = model(torch.tensor([tokenizer("a:", add_special_tokens=False)["input_ids"]])).logits[0, -1].log_softmax(0)
+    assert [len(spaced), len(close)] == [1, 1]
+    assert [*spaced, *close] == pytest.approx([float(q[5]), float(q[8])], abs=1e-5)
 
 
 class Growing:

@@ -42,7 +42,7 @@ def both_scores(strategy: Any, model: Any, tokenizer: Any, prompt: str, answers:
                          "a strategy that adds streams", "see `notan decode list`")
     readers = {"main": model, "amateur": amateur}
     contexts = contexts_of(strategy, given_with([prompt], None, 0), amateur is not None)[0]
-    ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
+    ids = [_tokens(tokenizer, prompt, answer) for answer in answers]
     for answer, tokens in zip(answers, ids):
         if not tokens:
             raise NotanError(f"the answer {answer!r} has no tokens", "some text")
@@ -55,6 +55,13 @@ def both_scores(strategy: Any, model: Any, tokenizer: Any, prompt: str, answers:
         s = torch.cat([strategy.combine([x[t: t + 1] for x in z], t) for t in range(len(tokens))])
         found.append((_taken(s, tokens), _taken(s.log_softmax(1), tokens)))
     return found
+
+
+def _tokens(tokenizer: Any, prompt: str, answer: str) -> list[int]:
+    """The answer's tokens as they come after the prompt: alone, tokenizers after SentencePiece put a space before them. Where
+    the answer's beginning melts into the prompt's last token, they are those that it has alone."""
+    before, whole, alone = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + answer, answer))
+    return whole[len(before):] if whole[: len(before)] == before else alone
 
 
 def _streams(read: dict[str, list], readers: dict[str, Any], a: int, strategy: Any) -> list[Tensor]:
