@@ -105,6 +105,16 @@ def test_pope_and_mme():
         answers.mme([True] * 3, [True, False, True], ["a", "a", "b"])
 
 
+def test_expected_answers_to_yes_no_questions():
+    found = answers.yes_no_expected([0.9, 0.2, math.nan, 1.0], [True, False, True, False])
+    assert found == pytest.approx({"accuracy": (0.9 + 0.8) / 4, "yes_ratio": 2.1 / 4, "neither": 0.25})
+    certain = answers.yes_no_expected([1.0, 0.0, 1.0], [True, True, False])
+    assert {k: certain[k] for k in ("accuracy", "yes_ratio")} == {
+        k: answers.yes_no([True, False, True], [True, True, False])[k] for k in ("accuracy", "yes_ratio")}
+    with pytest.raises(NotanError, match="no answers"):
+        answers.yes_no_expected([], [])
+
+
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=1))
 def test_what_leading_questions_change_adds_up(items):
     neutral, leading, truth = zip(*items)

@@ -71,6 +71,17 @@ def yes_no(predicted: Sequence[bool], truth: Sequence[bool]) -> dict[str, float]
             "f1": _ratio(2 * hit, said + real), "yes_ratio": said / len(pairs)}
 
 
+def yes_no_expected(share: Sequence[float], truth: Sequence[bool]) -> dict[str, float]:
+    """Expected accuracy and expected share of yes when answers are drawn with these probabilities of yes. neither: the share
+    of questions where it is nan (neither can be said), which count as wrong and not as yes."""
+    pairs = list(zip(share, truth, strict=True))
+    if not pairs:
+        raise NotanError("there are no answers to score", "at least one")
+    said = [(p, t) for p, t in pairs if not math.isnan(p)]
+    return {"accuracy": sum(p if t else 1 - p for p, t in said) / len(pairs), "yes_ratio": sum(p for p, _ in said) / len(pairs),
+            "neither": 1 - len(said) / len(pairs)}
+
+
 def mme(predicted: Sequence[bool | None], truth: Sequence[bool], image: Sequence[str]) -> float:
     """MME's score of one task, 0 to 200: 100 times the share of right answers plus 100 times that of pictures both of
     whose two questions are answered right. Raises `NotanError` for a picture that has not two questions."""
