@@ -35,6 +35,7 @@ CARD = {
     "cost": "One pass over the texts.",
     "deviations": [
         "Not rounded; the released code rounds to two decimals.",
+        "Texts are cut at 512 tokens (`--tokens`).",
         "Tokens that the tokenizer puts around a text by itself count as tokens of it.",
     ],
 }
@@ -70,7 +71,7 @@ def drawn(curve: list[float]) -> Any:
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()
     axes.plot(range(len(curve)), curve, marker=".")
-    axes.set(xlabel="block (0: embeddings)", ylabel="isotropy", ylim=(min(0, *curve), max(1, *curve)))
+    axes.set(xlabel="block (0: embeddings, last: what the head reads)", ylabel="isotropy", ylim=(min(0, *curve), max(1, *curve)))
     return figure
 
 
