@@ -12,10 +12,10 @@ from test_strategies import made
 
 from notan.errors import NotanError
 from notan.probes import benchmarks
-from notan.probes.answers import factor_official, factor_sum, multiple_choice
+from notan.probes.answers import factor_official, factor_sum, multiple_choice, yes_no_tokens, yes_share
 from notan.probes.benchmarks import Choice
-from notan.runs.benchmark import factor_rows, means, truthfulqa_rows, yes_no_tokens, yes_share
-from notan.runs.decode import load
+from notan.runs.benchmark import factor_rows, means, truthfulqa_rows
+from notan.runs.reader import load
 from notan.runs.score import answer_scores
 
 ITEMS = [Choice("w1 w2", (" w3 w4", " w5"), (" w6",), 1), Choice("w9", (" w8",), (" w7 w7", " w1 w2 w3", " w2"))]

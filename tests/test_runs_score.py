@@ -72,7 +72,8 @@ def test_sharing_the_prompt_changes_nothing_and_each_stream_reads_it_once(models
     found = answer_scores(strategy, model, tokenizer, PROMPT, ANSWERS, amateur=amateur)
     for handle in handles:
         handle.remove()
-    assert len(calls) == 2 * len(contexts_of(strategy, given_with([PROMPT], None, 0), True)[0])                  # the prompt, then all answers
+    contexts = contexts_of(strategy, given_with([PROMPT], None, 0), True)[0]
+    assert len(calls) == 2 * len(contexts)                              # the prompt, then all answers
     for scores, answer in zip(found, ANSWERS):
         with torch.no_grad():
             wanted = one_by_one(strategy, model, amateur, tokenizer, answer)

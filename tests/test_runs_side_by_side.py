@@ -19,7 +19,7 @@ from notan.runs.decode import first_scores
 from notan.runs.prompts import given_with
 from notan.runs.reader import load
 from notan.runs.side_by_side import compare_decoding
-from notan.runs.tasks import Settings, say_yes, sides, sum_yes_no
+from notan.runs.tasks import Settings, sum_yes_no
 from notan.strategies._reference import Reference, references
 from notan.strategies._strategy import plausible
 
@@ -62,11 +62,6 @@ def test_the_distribution_of_the_first_token_is_the_models(model):
         with torch.no_grad():
             z = loaded(**tokenizer(c.prompt, return_tensors="pt", return_token_type_ids=False)).logits[0, -1]
         torch.testing.assert_close(row, z, atol=1e-5, rtol=1e-5)
-    yes, no = sides(tokenizer)
-    assert (yes, no) == ([WORDS.index("w3")], [WORDS.index("w4")])
-    q, mass = say_yes(torch.tensor([[0.0, 1.0, 2.0], [-torch.inf, -torch.inf, 0.0]]), [0], [1])
-    torch.testing.assert_close(q, torch.tensor([1 / (1 + math.e), 0.5]))
-    assert mass[1] == 0 and 0 < mass[0] < 1
 
 
 def test_the_figures_of_yes_and_no():
@@ -75,9 +70,11 @@ def test_the_figures_of_yes_and_no():
     assert found["accuracy, best"] == pytest.approx(2 / 3) and found["accuracy, drawn"] == pytest.approx((0.9 + 0.2 + 0.6) / 3)
     assert found["F1, best"] == pytest.approx(2 / 3) and found["yes, drawn"] == pytest.approx(0.5)
     assert found["yes, best"] == pytest.approx(1 / 3) and found["says yes or no"] == 0.5
-    led = [r | {"led": q, "said_led": 1.0} for r, q in zip(rows, (0.1, 0.2, 0.6))]
+    led = [r | {"neutral": r["yes"], "yes": q} for r, q in zip(rows, (0.1, 0.2, 0.6))]
     found = sum_yes_no(led, Settings())
     assert found["accuracy, neutral"] == pytest.approx(2 / 3) and found["accuracy, best"] == 0
+    mute = [{"truth": t, "yes": math.nan, "said": 0.0, "drawn": 0.0} for t in (True, False)]
+    assert sum_yes_no(mute, Settings())["accuracy, best"] == sum_yes_no(mute, Settings())["accuracy, drawn"] == 0
     assert found["introduced"] == 1 and found["corrected"] == 0 and found["changed"] == pytest.approx(2 / 3)
 
 
@@ -121,12 +118,13 @@ def test_truthfulqa_and_factor_as_they_come(model, tmp_path):
     csv = tmp_path / "truthful.csv"
     csv.write_text("Question,Best Answer,Correct Answers,Incorrect Answers\nw1 w2,w5.,w5.; w6.,w7.; w8.\nw2,w9.,w9.,w5.\n")
     found = compare_decoding(["icd", "lol"], csv, str(model), out=tmp_path / "a")
-    assert found["task"].startswith("TruthfulQA") and set(found["figures"]["icd"]) >= {"MC1", "MC2, renormalised"}
+    assert found["task"].startswith("TruthfulQA") and set(found["figures"]["icd"]) >= {"MC1", "MC2 renormalised"}
     assert "lol's main stream alone" in found["references"] and 0 <= found["figures"]["model"]["MC2"] <= 1
-    assert found["figures"]["model"]["MC2"] == pytest.approx(found["figures"]["model"]["MC2, renormalised"], abs=1e-5)
+    assert found["figures"]["model"]["MC2"] == pytest.approx(found["figures"]["model"]["MC2 renormalised"], abs=1e-5)
     csv = tmp_path / "factor.csv"
     csv.write_text("turncated_prefixes,completion,contradiction_0,contradiction_1,contradiction_2\nw1 w2 ,w5,w6,w7,w8\n")
-    assert set(compare_decoding(["dola"], csv, str(model), out=tmp_path / "b")["figures"]["dola"]) == {"official", "sum"}
+    found = compare_decoding(["dola"], csv, str(model), out=tmp_path / "b")["figures"]["dola"]
+    assert set(found) == {"mean", "sum", "mean renormalised", "sum renormalised"}
 
 
 def test_open_text_with_a_judge(model, tmp_path):
@@ -160,5 +158,5 @@ def test_what_cannot_be_compared_is_named(model, tmp_path, capsys):
     file = write(tmp_path / "yes.jsonl", [{"image": None, "query": "w1", "leading": "w2", "answer": "yes"}])
     with pytest.raises(NotanError, match="items 1 to 1: ContrastiveSearch chooses by looking ahead"):
         compare_decoding(["contrastive_search"], file, str(model), out=tmp_path / "c")
-    with pytest.raises(NotanError, match="no token for yes"):
+    with pytest.raises(NotanError, match="no token that says 'yes'"):
         compare_decoding(["icd"], file, str(saved(tmp_path / "mute")), out=tmp_path / "d")

@@ -75,7 +75,7 @@ def fresh(tokenizer: Any, seed: int) -> Any:
         torch.manual_seed(seed)
         return LlavaForConditionalGeneration(LlavaConfig(
             vision_config=vision.to_dict(), text_config=text.to_dict(), vision_feature_layer=-1,
-            image_token_id=tokenizer.convert_tokens_to_ids("<image>"), image_seq_length=(SIDE // PATCH) ** 2))
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"), image_seq_length=(SIDE // PATCH) ** 2))
 
 
 def trained(kind: str, seed: int, steps: int, batch: int = 64, lr: float = 1e-3) -> tuple[Any, Any]:
@@ -103,12 +103,14 @@ def lesson(kind: str, seed: int, rows: range, tokenizer: Any) -> dict[str, Tenso
     space = "<image> " * (SIDE // PATCH) ** 2
     asked, answers = ([tokenizer(text, add_special_tokens=False)["input_ids"] for text in column]
                       for column in ([f"{space}{q} answer :" for q, _ in texts], [f"{a} </s>" for _, a in texts]))
-    ids, labels = ([torch.tensor(row) for row in column] for column in (
-        [a + b for a, b in zip(asked, answers)], [[-100] * len(a) + b for a, b in zip(asked, answers)]))
-    ids, labels = (torch.nn.utils.rnn.pad_sequence(x, batch_first=True, padding_value=fill)
-                   for x, fill in ((ids, tokenizer.pad_token_id), (labels, -100)))
+    ids = _padded([a + b for a, b in zip(asked, answers)], tokenizer.pad_token_id)
+    labels = _padded([[-100] * len(a) + b for a, b in zip(asked, answers)], -100)
     return {"input_ids": ids, "attention_mask": (ids != tokenizer.pad_token_id).long(), "labels": labels,
             "pixel_values": normalised(pictures)}
+
+
+def _padded(rows: list[list[int]], fill: int) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=fill)
 
 
 def normalised(pictures: np.ndarray) -> Tensor:
@@ -165,10 +167,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    from notan.probes.answers import yes_no_tokens, yes_share
     from notan.runs.decode import first_scores, greedy
     from notan.runs.prompts import given_with
     from notan.runs.reader import load
-    from notan.runs.tasks import say_yes, sides
     from notan.strategies._reference import Reference
 
     p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -187,7 +189,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for absent in ("any", "partner"):
         items = asked_about(found, args.seed, absent)
         given = given_with([question(n) for _, n, _ in items], [pictures[i] for i, _, _ in items], 0)
-        yes, mass = say_yes(first_scores(Reference(), {"main": reader}, given), *sides(reader[1].tokenizer))
+        sides = yes_no_tokens(reader[1].tokenizer)
+        s = first_scores(Reference(), {"main": reader}, given)
+        yes, mass = yes_share(s, *sides), s.softmax(1)[:, sides[0] + sides[1]].sum(1)
         right = np.mean([(q > 0.5) == t for q, (_, _, t) in zip(yes.tolist(), items)])
         print(f"{absent} absent: {right:.3f} of {len(items)} answers right, yes {np.mean(yes.numpy() > 0.5):.3f}, "
               f"yes or no {float(mass.mean()):.3f}")

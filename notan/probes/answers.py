@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from notan.errors import NotanError
 
@@ -57,6 +59,31 @@ def says_yes_first(answer: str) -> bool | None:
     """MME's reading: yes or no in the first four characters, else neither (None, which is wrong)."""
     start = answer[:4].lower()
     return True if "yes" in start else False if "no" in start else None
+
+
+def yes_no_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens that say a whole yes and those that say a whole no: "yes", "Yes", "YES", with a space before or without.
+
+    Raises `NotanError` for a tokenizer that has none of either.
+    """
+    found: list[list[int]] = []
+    for word in ("yes", "no"):
+        said = [text for form in (word, word.capitalize(), word.upper()) for text in (form, f" {form}")]
+        ids = {token for text in said for token in tokenizer(text, add_special_tokens=False)["input_ids"]}
+        found.append(sorted(i for i in ids if tokenizer.decode([i]).strip().lower() == word))
+        if not found[-1]:
+            raise NotanError(f"the tokenizer has no token that says {word!r}", "a whole word in one token", "another model")
+    return found[0], found[1]
+
+
+def yes_share(scores: Tensor, yes: Sequence[int], no: Sequence[int]) -> Tensor:
+    """p(yes) / (p(yes) + p(no)) at an answer's first token: a strategy's scores (B, V) to (B,).
+
+    The expectation over the exact next-token distribution: nothing is drawn and no answer parsed, so it needs no seeds. nan
+    where the strategy's head holds neither.
+    """
+    y, n = (torch.logsumexp(scores[:, list(ids)].double(), dim=1) for ids in (yes, no))
+    return torch.where(torch.isneginf(torch.maximum(y, n)), torch.nan, (y - torch.logaddexp(y, n)).exp())
 
 
 def yes_no(predicted: Sequence[bool], truth: Sequence[bool]) -> dict[str, float]:

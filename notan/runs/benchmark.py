@@ -1,5 +1,4 @@
-"""A strategy on a whole benchmark: a row of figures for each question of TruthfulQA or FACTOR, and exact answers to yes/no
-questions.
+"""A strategy on given answers: a row of figures for each question of TruthfulQA or FACTOR.
 
 Scores of a strategy with a contrast are differences of log-probabilities. The released scorers take them as they are, so
 their MC2 is no share of a probability; every figure therefore comes twice, the second renormalised over the vocabulary.
@@ -9,9 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from notan.errors import NotanError
 from notan.probes.answers import factor_official, factor_sum, multiple_choice
@@ -66,28 +62,3 @@ def _rows(measured: Callable[[list[list[float]], Choice], Row], strategy: Any, m
         plain, again = (measured([scores[k] for scores in both], item) for k in (0, 1))
         rows.append(plain | {f"{name} renormalised": value for name, value in again.items()})
     return rows
-
-
-def yes_no_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The tokens that say a whole yes and those that say a whole no: "yes", "Yes", "YES", with a space before or without.
-
-    Raises `NotanError` for a tokenizer that has none of either.
-    """
-    found: list[list[int]] = []
-    for word in ("yes", "no"):
-        said = [text for form in (word, word.capitalize(), word.upper()) for text in (form, f" {form}")]
-        ids = {token for text in said for token in tokenizer(text, add_special_tokens=False)["input_ids"]}
-        found.append(sorted(i for i in ids if tokenizer.decode([i]).strip().lower() == word))
-        if not found[-1]:
-            raise NotanError(f"the tokenizer has no token that says {word!r}", "a whole word in one token", "another model")
-    return found[0], found[1]
-
-
-def yes_share(scores: Tensor, yes: Sequence[int], no: Sequence[int]) -> Tensor:
-    """p(yes) / (p(yes) + p(no)) at an answer's first token: a strategy's scores (B, V) to (B,).
-
-    The expectation over the exact next-token distribution: nothing is drawn and no answer parsed, so it needs no seeds. nan
-    where the strategy's head holds neither.
-    """
-    y, n = (torch.logsumexp(scores[:, list(ids)].double(), dim=1) for ids in (yes, no))
-    return torch.where(torch.isneginf(torch.maximum(y, n)), torch.nan, (y - torch.logaddexp(y, n)).exp())
