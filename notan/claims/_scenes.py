@@ -92,6 +92,6 @@ def _sprites() -> np.ndarray:
     for column in ("image", "image2"):
         for name in OBJECTS.values():
             split, i = rows[name]
-            picture = Image.fromarray(split.take([i])[column][0].permute(1, 2, 0).numpy())
+            picture = Image.fromarray(split.take(np.array([i]))[column][0].permute(1, 2, 0).numpy())
             found.append(np.asarray(picture.resize((CELL - 2, CELL - 2), Image.Resampling.LANCZOS), dtype=np.float64) / 255)
     return np.stack(found).reshape(2, len(OBJECTS), CELL - 2, CELL - 2, 3)
