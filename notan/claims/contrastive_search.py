@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from notan.claims import _pretrained
 from notan.claims._statistics import Interval, Values, mean, t_interval
@@ -17,6 +16,7 @@ from notan.inspectors.isotropy import cosines
 from notan.probes.text import coherence_nll, diversity
 from notan.runs.decode import decode, greedy
 from notan.runs.reader import load
+from notan.strategies._reference import Reference
 
 CLAIM = {
     "sentence": "Contrastive search writes text that a language model which wrote none of it finds likelier than what any "
@@ -56,16 +56,6 @@ SAMPLERS: dict[str, dict[str, float]] = {
 }
 SEARCHES = {"contrastive 0.3": 0.3, "contrastive 0.6": 0.6}             # alpha
 FRONTIER = ("greedy", *SAMPLERS)
-
-
-class Alone:
-    """The model itself, as a strategy: what the samplers draw from."""
-
-    def contexts(self, given: Any, amateur: bool) -> list[Any]:
-        return []
-
-    def combine(self, z: Sequence[Tensor], t: int) -> Tensor:
-        return z[0]
 
 
 def run(arm: str, seed: int, quick: bool) -> dict[str, float]:
@@ -117,7 +107,7 @@ def written(arm: str, writer: tuple[Any, Any], prompts: list[str], seed: int) ->
     if arm in SEARCHES:
         return decode("contrastive_search", model, prompts, tokenizer=tokenizer, settings={"k": 5, "alpha": SEARCHES[arm]},
                       max_new_tokens=NEW, chat=False)
-    return decode(Alone(), model, prompts, tokenizer=tokenizer, max_new_tokens=NEW, chat=False, sample=True, seed=seed,
+    return decode(Reference(), model, prompts, tokenizer=tokenizer, max_new_tokens=NEW, chat=False, sample=True, seed=seed,
                   **SAMPLERS[arm])                                      # type: ignore[arg-type]
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from notan.claims._statistics import Interval, Values, column, mean, paired, t_i
 from notan.claims._train import built
 from notan.claims._words import BATCH, fit_words, language_model, rows, words_tokenizer
 from notan.probes.answers import factor_official, multiple_choice
-from notan.strategies._strategy import plausible, within
+from notan.strategies._reference import Reference
 from notan.strategies.contrastive_decoding import ContrastiveDecoding
 from notan.strategies.dola import DoLa
 from notan.strategies.icd import ICD
@@ -66,16 +65,6 @@ STRENGTHS = (0.1, 0.25, 0.5, 1.0)
 EPOCHS, RATE, INDUCED, INDUCED_RATE = 4, 1e-3, 150, 3e-4
 
 
-class Alone:
-    """The model itself, as a strategy: one stream."""
-
-    def __init__(self, *, beta: float = 0.1) -> None:
-        self.beta = beta
-
-    def combine(self, z: Sequence[Tensor], t: int) -> Tensor:
-        return within(plausible(z[0], self.beta), z[0])
-
-
 class Shuffled:
     """LOL whose lower contrast sets layer m of the model against *another* lower layer of its copy, drawn for every token."""
 
@@ -96,8 +85,7 @@ def _lol(m: int, omega: float, beta: float) -> LOL:
     return LOL(omega=omega, lower=m / DEPTH, beta=beta, truth=TRUTH)
 
 
-@dataclass(frozen=True)
-class Arm:
+class Arm(NamedTuple):
     """A strategy made of `beta` and settings, the grid its settings are chosen from, and its streams: (model, what it reads
     before the prompt), the main one first."""
 
@@ -108,8 +96,8 @@ class Arm:
 
 FUSED = tuple({"m": m, "omega": w} for m, w in product(LOWER, STRENGTHS))
 ARMS = {
-    "E": Arm(Alone, (("E", ""),)),
-    "E, instructed": Arm(Alone, (("E", TRUTH),)),
+    "E": Arm(Reference, (("E", ""),)),
+    "E, instructed": Arm(Reference, (("E", TRUTH),)),
     "DoLa": Arm(DoLa, (("E", ""),), tuple({"c": c, "norm": n} for c, n in product((0.1, 0.25, 0.5, 0.75, 1.0, 1.5), (0, 1)))),
     "CD": Arm(ContrastiveDecoding, (("E", ""), ("small", "")),
               tuple({"c": c, "tau": tau} for c, tau in product(STRENGTHS, (0.5, 1.0, 2.0)))),
@@ -169,8 +157,7 @@ def _settings(values: Values) -> str:
     return "; ".join(f"{arm} {', '.join(rows)}" for arm, rows in found.items())
 
 
-@dataclass(frozen=True)
-class Sheet:
+class Sheet(NamedTuple):
     """Questions with what the models say before every token of their answers, and of FACTOR's endings."""
 
     questions: list[Question]
@@ -178,8 +165,7 @@ class Sheet:
     endings: Reader
 
 
-@dataclass(frozen=True)
-class Study:
+class Study(NamedTuple):
     """What the arms of a seed share."""
 
     models: dict[str, Any]
