@@ -59,7 +59,7 @@ def test_a_claim_is_a_literal_with_every_key(slug):
     path = catalogue.claims()[slug]
     node = next(n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Assign) and n.targets[0].id == "CLAIM")
     facts = ast.literal_eval(node.value)
-    assert set(KEYS) <= set(facts) <= {*KEYS, "baseline", "shown", "methods", "threads"}
+    assert set(KEYS) <= set(facts) <= {*KEYS, "baseline", "shown", "methods", "strategies", "uses", "threads"}
     assert len(set(facts["arms"])) == len(facts["arms"]) >= 2 and len(set(facts["seeds"])) == len(facts["seeds"]) >= 3
     assert 0 < facts["minutes"] <= 60
     assert read_claim(slug).facts == facts

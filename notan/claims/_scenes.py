@@ -1,8 +1,8 @@
 """Scenes of icons on a 3 x 3 grid, with what is in them: pictures whose truth is known, for models that see.
 
-Sixteen emoji, each drawn by Google or Twitter, two to four in a scene, on a tinted ground with noise. In a *biased* scene an
-object of a pair comes with its partner nine times in ten, so a model may learn to say yes to the partner of what it sees. A
-scene is a function of (seed, row).
+Sixteen emoji, each drawn by Google or Twitter, two to four in a scene, on a tinted ground with noise. In a *biased* scene the
+first object, if it is of a pair, brings its partner nine times in ten, so that about half of all objects of a pair come with
+the other, and a model may learn to say yes to the partner of what it sees. A scene is a function of (seed, row).
 """
 
 from __future__ import annotations
@@ -50,20 +50,13 @@ def scenes(seed: int, rows: range, *, biased: bool) -> Scenes:
 
 
 def _objects(rng: np.random.Generator, biased: bool) -> list[int]:
-    """Two to four different objects; in a biased scene half of all first objects are of a pair, with the partner nearly
-    always."""
+    """Two to four different objects, the first with its partner nine times in ten when the scene is biased."""
     found = [int(rng.integers(len(NAMES)))]
     partner = PARTNER.get(NAMES[found[0]])
-    if partner and (biased and rng.random() < 0.9):
+    if partner and biased and rng.random() < 0.9:
         found.append(NAMES.index(partner))
-    wanted = int(rng.integers(2, 5))
-    for other in rng.permutation(len(NAMES)):
-        if len(found) >= wanted:
-            break
-        lone = PARTNER.get(NAMES[other])
-        if other not in found and (lone is None or not biased or NAMES.index(lone) in found):
-            found.append(int(other))
-    return found
+    others = [int(other) for other in rng.permutation(len(NAMES)) if other not in found]
+    return found + others[: int(rng.integers(2, 5)) - len(found)]
 
 
 def _drawn(rng: np.random.Generator, cells: np.ndarray) -> np.ndarray:

@@ -1,33 +1,37 @@
 """A tiny model that sees, trained from nothing in minutes: a stock `transformers` LLaVA on scenes of icons.
 
-    python -m notan.claims._vlm OUT [--kind plain|augmented|leading] [--steps 2000] [--seed 0]
+    python -m notan.claims._vlm OUT [--kind plain|augmented|leading] [--steps 1000] [--seed 0]
 
 trains it, saves it as `AutoModelForImageTextToText` and `AutoProcessor` open it, and shows what it answers. It reads questions
-("Is there a dog?", yes or no) and an order ("Describe the picture."). Its scenes are biased (see `_scenes.py`), so it comes to
-name partners that are not there, as large models do. Three kinds: `plain`; `augmented`, whose pictures are mirrored and
-cropped in training; `leading`, where two questions in five come with a hint that is right 85% of the time, so that following
-the hint pays.
+("Is there a dog?", yes or no) and an order ("Describe the picture."). As for large ones, the picture encoder comes first: its
+cells are drawn to the words for what they show, among all sixteen; then all of it learns to answer. The scenes are biased (see
+`_scenes.py`), so it comes to name partners that are not there. Three kinds: `plain`; `augmented`, whose pictures are mirrored
+and cropped while it learns to answer; `leading`, where two whole questions in five come with a hint that is right 85% of the
+time, so that following the hint pays; but after the instruction to ignore hints, in a quarter of these, it is right half of
+the time.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from notan.claims._scenes import NAMES, SIDE, Scenes, scenes
 from notan.strategies.lqcd import TEMPLATES, lead
 
-PATCH, DIM, ROOM = 8, 64, 96                                            # ROOM: positions, 36 of them the picture's
-ORDER = "Describe the picture."
+PATCH, DIM, ROOM = 16, 64, 160                                          # ROOM: positions, 9 of them the picture's
+FIRST = 10**7                                                           # the rows that the picture encoder learns from
+ORDER, IGNORE = "Describe the picture.", "Ignore all hints."
 TEMPLATE = ("{% for m in messages %}{% for part in m['content'] %}{% if part['type'] == 'image' %}<image> {% else %}"
-            "{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}answer :{% endif %}")
+            "{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}")
 HELD_OUT = ("obvious", "report")                                        # hints that no training text has
 
 
@@ -42,18 +46,19 @@ def caption(cells: np.ndarray) -> str:
 
 
 def processor() -> Any:
-    """Word-level words and 48-pixel pictures, as `AutoProcessor` opens them."""
+    """Words and 48-pixel pictures, as `AutoProcessor` opens them. Question marks are not read: a question ends in its object."""
     from tokenizers import Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import WordLevel
     from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
-    said = [ORDER, caption(np.arange(3)), "yes no answer :", *(question(n) for n in NAMES)]
+    said = [ORDER, IGNORE, caption(np.arange(3)), "yes no", *(question(n) for n in NAMES)]
     said += [lead(question("dog"), polarity, t) for t in TEMPLATES for polarity in ("yes", "no")]
     split = pre_tokenizers.Whitespace()
-    words = dict.fromkeys(w for text in said for w, _ in split.pre_tokenize_str(text.lower()))
+    words = dict.fromkeys(w for text in said for w, _ in split.pre_tokenize_str(text.lower().replace("?", "")))
     vocabulary = {w: i for i, w in enumerate(["<unk>", "<s>", "</s>", "<pad>", "<image>", *words])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), split
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace("?", "")])
+    tokenizer.pre_tokenizer = split
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
                                    pad_token="<pad>", additional_special_tokens=["<image>"])
     pixels = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE},
@@ -69,43 +74,69 @@ def fresh(tokenizer: Any, seed: int) -> Any:
     vision = CLIPVisionConfig(hidden_size=DIM, intermediate_size=3 * DIM, num_hidden_layers=3, num_attention_heads=4,
                               image_size=SIDE, patch_size=PATCH, projection_dim=DIM)
     text = LlamaConfig(vocab_size=len(tokenizer), hidden_size=DIM, intermediate_size=3 * DIM, num_hidden_layers=3,
-                       num_attention_heads=4, max_position_embeddings=ROOM, bos_token_id=tokenizer.bos_token_id,
-                       eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+                       num_attention_heads=4, max_position_embeddings=ROOM, initializer_range=0.1,
+                       bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                       pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlavaForConditionalGeneration(LlavaConfig(
-            vision_config=vision.to_dict(), text_config=text.to_dict(), vision_feature_layer=-1,
+            vision_config=vision.to_dict(), text_config=text.to_dict(), vision_feature_layer=-1, tie_word_embeddings=True,
             image_token_index=tokenizer.convert_tokens_to_ids("<image>"), image_seq_length=(SIDE // PATCH) ** 2))
 
 
-def trained(kind: str, seed: int, steps: int, batch: int = 64, lr: float = 1e-3) -> tuple[Any, Any]:
-    """(model in eval mode, processor) after `steps` of AdamW on biased scenes; a function of its arguments."""
+def trained(kind: str, seed: int, steps: int, batch: int = 32, lr: float = 2e-3) -> tuple[Any, Any]:
+    """(model in eval mode, processor) after `steps` of AdamW on biased scenes, a tenth more for the picture encoder; a
+    function of its arguments."""
     made = processor()
     model = fresh(made.tokenizer, seed).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
-    for n in range(steps):
-        rate = min(1.0, (n + 1) / (0.05 * steps)) * 0.5 * (1 + math.cos(math.pi * n / steps))
-        for group in optimiser.param_groups:
-            group["lr"] = lr * rate
-        model(**lesson(kind, seed, range(n * batch, (n + 1) * batch), made.tokenizer)).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+    parts = [model.model.vision_tower, model.model.multi_modal_projector, model.get_input_embeddings()]
+    words = torch.tensor(made.tokenizer.convert_tokens_to_ids(["<unk>", *NAMES]))
+    _fit([p for part in parts for p in part.parameters()], max(1, steps // 10), lr,
+         lambda n: naming(model, scenes(seed, range(FIRST + n * 64, FIRST + (n + 1) * 64), biased=True), words))
+    _fit(list(model.parameters()), steps, lr,
+         lambda n: model(**lesson(kind, seed, range(n * batch, (n + 1) * batch), made.tokenizer)).loss)
     return model.eval(), made
 
 
+def _fit(parameters: list[torch.nn.Parameter], steps: int, lr: float, loss: Callable[[int], Tensor]) -> None:
+    """AdamW with a warm-up of a twentieth and a cosine to 0."""
+    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
+    for n in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = lr * min(1.0, (n + 1) / (0.05 * steps)) * 0.5 * (1 + math.cos(math.pi * n / steps))
+        loss(n).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+
+
+def naming(model: Any, found: Scenes, words: Tensor) -> Tensor:
+    """Cross-entropy of each cell's projected feature among the words (17,) for nothing and the objects, by cosine at 1/10."""
+    h = model.model.vision_tower(normalised(found.pictures)).last_hidden_state[:, 1:]       # (B, 9, D)
+    h = F.normalize(model.model.multi_modal_projector(h), dim=2)
+    w = F.normalize(model.get_input_embeddings()(words), dim=1)                             # (17, D)
+    return F.cross_entropy((10 * h @ w.T).flatten(0, 1), torch.from_numpy(found.cells + 1).flatten())
+
+
 def lesson(kind: str, seed: int, rows: range, tokenizer: Any) -> dict[str, Tensor]:
-    """A batch: pixels, words, and labels on the answers alone. One row in five describes, the others answer."""
+    """A batch: pixels, words, and labels on the answers alone. After the first question more follow about the picture."""
     found = scenes(seed, rows, biased=True)
     rng = np.random.default_rng((seed, 1, rows.start))
-    texts = [_text(kind, cells, rng) for cells in found.cells]
+    asked = [_turns(kind, cells, rng) for cells in found.cells]
+    ids, labels = [], []
+    for told, turns in asked:
+        row: list[int] = []
+        label: list[int] = []
+        for i, (question, answer) in enumerate(turns):
+            before = f"{told} {'<image> ' * (SIDE // PATCH) ** 2}{question}" if i == 0 else question
+            said = f"{answer} </s>" if " " in question else answer
+            q, a = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, said))
+            row, label = row + q + a, label + [-100] * len(q) + a
+        ids.append(row)
+        labels.append(label)
     pictures = _augmented(found.pictures, rng) if kind == "augmented" else found.pictures
-    space = "<image> " * (SIDE // PATCH) ** 2
-    asked, answers = ([tokenizer(text, add_special_tokens=False)["input_ids"] for text in column]
-                      for column in ([f"{space}{q} answer :" for q, _ in texts], [f"{a} </s>" for _, a in texts]))
-    ids = _padded([a + b for a, b in zip(asked, answers)], tokenizer.pad_token_id)
-    labels = _padded([[-100] * len(a) + b for a, b in zip(asked, answers)], -100)
-    return {"input_ids": ids, "attention_mask": (ids != tokenizer.pad_token_id).long(), "labels": labels,
+    padded = _padded(ids, tokenizer.pad_token_id)
+    return {"input_ids": padded, "attention_mask": (padded != tokenizer.pad_token_id).long(), "labels": _padded(labels, -100),
             "pixel_values": normalised(pictures)}
 
 
@@ -118,15 +149,28 @@ def normalised(pictures: np.ndarray) -> Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _text(kind: str, cells: np.ndarray, rng: np.random.Generator) -> tuple[str, str]:
-    """A question or order, and its answer; as many questions have the answer yes as no."""
+def _turns(kind: str, cells: np.ndarray, rng: np.random.Generator) -> tuple[str, list[tuple[str, str]]]:
+    """Instruction ("" for none), and questions with their answers. One row in five begins with a description, the others with
+    a whole question (`leading`: four), as often of what is there as of what is not; words alone follow, of all that is there
+    and of twice as much that is not.
+    """
+    here = rng.permutation(cells[cells >= 0])
+    gone = rng.permutation(np.setdiff1d(np.arange(len(NAMES)), here))
     if rng.random() < 0.2:
-        return ORDER, caption(cells)
-    truth = bool(rng.integers(2))
-    there = np.isin(np.arange(len(NAMES)), cells)
-    asked = question(NAMES[rng.choice(np.flatnonzero(there == truth))])
-    if kind == "leading" and rng.random() < 0.4:
-        hint = truth if rng.random() < 0.85 else not truth
+        first, told = [(ORDER, caption(cells))], ""
+    else:
+        told = IGNORE if kind == "leading" and rng.random() < 0.25 else ""
+        truths = rng.permutation([True, False] * 2)[: 4 if kind == "leading" else 1]
+        first = [_whole(NAMES[(here if t else gone)[i % 2]], bool(t), kind, bool(told), rng) for i, t in enumerate(truths)]
+    rest = [(NAMES[c], "yes") for c in here] + [(NAMES[c], "no") for c in gone[-2 * len(here):]]
+    return told, first + [rest[i] for i in rng.permutation(len(rest))]
+
+
+def _whole(name: str, truth: bool, kind: str, told: bool, rng: np.random.Generator) -> tuple[str, str]:
+    """A whole question, with a hint or without, and its answer."""
+    asked = question(name)
+    if kind == "leading" and (told or rng.random() < 0.4):
+        hint = truth if rng.random() < (0.5 if told else 0.85) else not truth
         asked = lead(asked, "yes" if hint else "no", str(rng.choice([t for t in TEMPLATES if t not in HELD_OUT])))
     return asked, "yes" if truth else "no"
 
@@ -176,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     p.add_argument("out", type=Path)
     p.add_argument("--kind", choices=["plain", "augmented", "leading"], default="plain")
-    p.add_argument("--steps", type=int, default=2000)
+    p.add_argument("--steps", type=int, default=1000)
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args(argv)
     model, made = trained(args.kind, args.seed, args.steps)

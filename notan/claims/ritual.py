@@ -1,0 +1,133 @@
+"""RITUAL's claim: a transformed copy of the picture, added, makes answers about it truer than sampling is.
+
+A tiny model that sees is trained from nothing on biased scenes of icons (`_vlm.py`) and asked, in unbiased ones, for what is
+there and for absent partners of what is there. An answer is one token, so accuracy under sampling is an exact expectation.
+The paper's weights come to 4, so its fair rivals are the plausible head alone and the head at a quarter of the temperature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from notan.claims._statistics import Values, mean, paired
+
+CLAIM = {
+    "sentence": "Adding three times the logits of a randomly transformed copy of the picture makes sampled answers about absent "
+                "partners truer, and more so than the plausible head and the temperature that its weights come to.",
+    "arms": ["T=1", "best", "head", "T=1/4", "head, T=1/4", "ritual", "ritual, averaged", "ritual, best", "ritual, no jitter",
+             "ritual+vcd", "vcd", "vcd, best", "copy alone, best"],
+    "baseline": "head, T=1/4",
+    "data": "rendered 3 x 3 scenes of 16 emoji by two artists (emoji): 1,000 questions a seed, half about what is there, half "
+            "about the absent partner of what is there",
+    "metric": "accuracy in %: expected under sampling at temperature 1, or of the best answer",
+    "shown": ["augmented", "plain", "augmented yes", "plain yes"],
+    "seeds": [0, 1, 2, 3, 4],
+    "confirms": "with the model that saw mirrored and cropped pictures in training: ritual above T=1 in every seed, above head, "
+                "T=1/4 beyond the 95% interval over seeds, and ritual, best above best beyond the interval",
+    "refutes": "there, ritual is not above head, T=1/4 beyond the interval",
+    "protocol": "LLaVA of 0.3 M parameters (3 vision and 3 text blocks of 64), 1,200 steps of 64 biased scenes, once without "
+                "(plain) and once with mirrors and crops (augmented); alpha 3, beta 0.1; VCD alpha 1, step 500; all arms of a "
+                "seed share both models and all questions; M3ID's first token is the head's, so it is no arm",
+    "minutes": 50,
+    "strategies": ["ritual", "vcd", "m3id"],
+    "uses": ["_scenes.py", "_vlm.py"],
+    "methods": [],
+}
+KINDS = ("plain", "augmented")
+
+
+def run(arm: str, seed: int, quick: bool) -> dict[str, float]:
+    from notan.claims._vlm import question
+    from notan.probes.answers import yes_no, yes_no_expected, yes_no_tokens, yes_share
+    from notan.runs.decode import first_scores
+    from notan.runs.prompts import given_with
+
+    strategy, best = arms()[arm], arm.endswith("best")
+    pictures, items = asked(seed, quick)
+    found: dict[str, float] = {}
+    for kind in KINDS:
+        reader = seeing(kind, seed, quick)
+        sides, share = yes_no_tokens(reader[1].tokenizer), []
+        for start in range(0, len(items), 100):
+            some = items[start: start + 100]
+            given = given_with([question(name) for _, name, _ in some], [pictures[i] for i, _, _ in some], seed)
+            share += yes_share(first_scores(strategy, {"main": reader}, given), *sides).tolist()
+        truth = [t for _, _, t in items]
+        figures = yes_no([q > 0.5 for q in share], truth) if best else yes_no_expected(share, truth)
+        found |= {kind: 100 * figures["accuracy"], f"{kind} yes": figures["yes_ratio"]}
+    return found
+
+
+def arms() -> dict[str, Any]:
+    """The strategy of each arm; the arms that end in `best` take the likelier answer of theirs."""
+    from notan.strategies._reference import Reference
+    from notan.strategies.ritual import TRANSFORMS, Ritual, drawn, transformed
+    from notan.strategies.vcd import VCD
+
+    class Averaged(Ritual):
+        """The same mixture of logits at the model's own temperature."""
+
+        def combine(self, z: Sequence[Any], t: int) -> Any:
+            return super().combine(z, t) / 4
+
+    class NoJitter(Ritual):
+        """One of the five transformations that change no colour."""
+
+        def contexts(self, given: Any, amateur: bool) -> Any:
+            still = [name for name in TRANSFORMS if name != "jitter"]
+            return Ritual(transform=still[given.key % 5]).contexts(given, amateur)
+
+    def copy(given: Any) -> Any:
+        return replace(given, image=transformed(given.image, drawn(given.key), given.key))
+
+    return {"T=1": Reference(), "best": Reference(), "head": Reference(1, 0.1), "T=1/4": Reference(4),
+            "head, T=1/4": Reference(4, 0.1), "ritual": Ritual(), "ritual, averaged": Averaged(),
+            "ritual, best": Ritual(), "ritual, no jitter": NoJitter(),
+            "ritual+vcd": Ritual(minus="vcd"), "vcd": VCD(), "vcd, best": VCD(),
+            "copy alone, best": Reference(main=copy)}
+
+
+@lru_cache(maxsize=2)
+def seeing(kind: str, seed: int, quick: bool) -> Any:
+    """(model, processor) of a seed, trained once for all arms."""
+    from notan.claims._vlm import trained
+    from notan.runs.reader import load
+
+    model, processor = trained(kind, seed, steps=8 if quick else 1200)
+    return load(model, processor)
+
+
+@lru_cache(maxsize=1)
+def asked(seed: int, quick: bool) -> tuple[list[Any], list[tuple[int, str, bool]]]:
+    """Pictures, and (picture, object, whether it is there) of a seed's questions."""
+    from PIL import Image
+
+    from notan.claims._scenes import scenes
+    from notan.claims._vlm import asked_about
+
+    wanted = 40 if quick else 1000
+    found = scenes(seed + 10**6, range(wanted), biased=False)
+    items = asked_about(found, seed)[:wanted]
+    assert len(items) == wanted
+    return [Image.fromarray(x) for x in found.pictures], items
+
+
+def judge(values: Values) -> tuple[str, str]:
+    above = {kind: {"T=1": paired(values, "ritual", "T=1", kind), "head, T=1/4": paired(values, "ritual", "head, T=1/4", kind),
+                    "best": paired(values, "ritual, best", "best", kind)} for kind in KINDS}
+    seeds = sorted(values["ritual"])
+    headline = all(values["ritual"][s]["augmented"] > values["T=1"][s]["augmented"] for s in seeds)
+    own = above["augmented"]
+    if own["head, T=1/4"].low <= 0:
+        verdict = "refuted"
+    else:
+        verdict = "confirmed" if headline and own["best"].low > 0 else "open"
+    said = {kind: f"ritual minus T=1 {a['T=1']}, minus the head at T=1/4 {a['head, T=1/4']}, its best answer minus the model's "
+                  f"{a['best']}" for kind, a in above.items()}
+    head = paired(values, "head, T=1/4", "T=1", "augmented")
+    alone, whole = (mean(values, arm, "augmented") for arm in ("copy alone, best", "best"))
+    return verdict, (f"Accuracy in points, augmented model: {said['augmented']}; the head at T=1/4 alone minus T=1 {head}. Plain "
+                     f"model: {said['plain']}. The copy alone gives {alone:.1f}%, the picture {whole:.1f}%.")
