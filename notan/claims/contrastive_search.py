@@ -27,7 +27,7 @@ CLAIM = {
     "strategies": ["contrastive_search"],
     "methods": [],
     "uses": ["_pretrained.py"],
-    "data": "100 texts of the Brown corpus; SmolLM2-135M-Instruct writes, Gemma 3 270M judges, both pretrained, in 4 bits and "
+    "data": "60 texts of the Brown corpus; SmolLM2-135M-Instruct writes, Gemma 3 270M judges, both pretrained, in 4 bits and "
             "computed in float32",
     "metric": "diversity (1 - the share of repeated n-grams, multiplied over n = 2, 3, 4) against coherence (mean log-likelihood "
               "of a token under the judge, nats)",
@@ -36,7 +36,7 @@ CLAIM = {
                 "at both alpha = 0.3 and alpha = 0.6",
     "refutes": "at the paper's alpha = 0.6 a sampler, or a mix of two, matches it in both numbers: the mean gap to the frontier "
                "is not above 0",
-    "protocol": "Each seed has 20 texts that no other seed has: the first 32 tokens of a text are a prompt, without a chat"
+    "protocol": "Each seed has 12 texts that no other seed has: the first 32 tokens of a text are a prompt, without a chat"
                 " template, and 64 tokens are written after it; tokens that end a text are suppressed, so all texts are "
                 "equally long. Contrastive search at k = 5 and two alphas; samplers swept over p, k and temperature, one "
                 "at a time; a seed draws its own samples. Nothing is tuned, and every point of the sweep is reported. The "
@@ -49,7 +49,7 @@ CLAIM = {
     "minutes": 35,
 }
 
-PROMPTS, BEFORE, NEW = 20, 32, 64                                       # prompts of a seed; tokens before and after
+PROMPTS, BEFORE, NEW = 12, 32, 64                                       # prompts of a seed; tokens before and after
 SAMPLERS: dict[str, dict[str, float]] = {
     "nucleus 0.8": {"top_p": 0.8}, "nucleus 0.95": {"top_p": 0.95}, "top-k 10": {"top_k": 10}, "top-k 50": {"top_k": 50},
     "temperature 0.5": {"temperature": 0.5}, "temperature 0.7": {"temperature": 0.7}, "temperature 1": {},
