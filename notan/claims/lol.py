@@ -130,11 +130,14 @@ def judge(values: Values) -> tuple[str, str]:
     control = _mean_gain(values, "LOL", "LOL, shuffled")
     sizes = ", ".join(f"{mean(values, 'LOL', f'spread m={m}'):.1f} at m = {m}" for m in LOWER)
     sentence = (
-        f"LOL - ICD: {_said(gains)}; renormalised {_said(again)}. ICD - E on MC1: {parent}. LOL - its shuffled control, mean of "
-        f"the three: {control}; LOL - ICD at c = 1: {_mean_gain(values, 'LOL', 'ICD, c = 1')}, of which the instruction alone "
-        f"{_mean_gain(values, 'ICD, instructed', 'ICD, c = 1')}. LOL - E: {_mean_gain(values, 'LOL', 'E')}. The lower contrast's "
-        f"deviation is that of the last, times {sizes}. Chosen: {_settings(values)}."
+        f"LOL - ICD: {_said(gains)}; renormalised {_said(again)}. ICD - E on MC1: {parent}. On the mean of the three, LOL - its "
+        f"shuffled control {control}; LOL - ICD at its own strength, c = 1, {_mean_gain(values, 'LOL', 'ICD, c = 1')}, and the "
+        f"instruction alone {_mean_gain(values, 'ICD, instructed', 'ICD, c = 1')}; LOL - E {_mean_gain(values, 'LOL', 'E')}. "
+        f"The lower contrast's deviation is that of the last, times {sizes}. Chosen: {_settings(values)}."
     )
+    if parent.low <= 0:
+        sentence += (" ICD itself gains nothing over E here, so this world cannot show what LOL would add to a contrast that "
+                     "helps.")
     clear = [m for m in METRICS if gains[m].low > 0]
     if parent.low > 0 and len(clear) >= 2 and control.low > 0:
         return "confirmed", sentence
