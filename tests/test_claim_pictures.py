@@ -9,8 +9,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from notan.claims import _scenes, _vlm, lqcd, ritual
-from notan.claims._scenes import NAMES, PAIRS, PARTNER, scenes
-from notan.claims._vlm import asked_about, caption, fresh, lesson, normalised, processor, question
+from notan.claims._scenes import NAMES, PAIRS, PARTNER, Scenes, scenes
+from notan.claims._vlm import asked_about, augmented, caption, fresh, lesson, normalised, processor, question
 from notan.strategies.lqcd import TEMPLATES, lead
 
 
@@ -58,7 +58,8 @@ def test_questions_have_true_answers_as_often_yes_as_no(absent):
 @pytest.mark.parametrize("kind", ["plain", "augmented", "leading"])
 def test_a_lesson_asks_what_is_true_and_has_labels_on_the_answers_alone(kind):
     words = processor().tokenizer
-    batch, cells = lesson(kind, 0, range(64), words), scenes(0, range(64), biased=True).cells
+    batch, found = lesson(kind, 0, range(64), words), scenes(0, range(64), biased=True)
+    cells = augmented(found, np.random.default_rng((0, 1, 0))).cells if kind == "augmented" else found.cells
     assert words.unk_token_id not in batch["input_ids"] and batch["input_ids"].shape[1] <= _vlm.ROOM
     hints = []
     for ids, labels, here in zip(batch["input_ids"], batch["labels"], cells):
@@ -93,6 +94,27 @@ def test_the_picture_encoder_learns_to_name_cells():
         optimiser.step()
         optimiser.zero_grad()
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_an_augmented_scene_says_what_is_still_to_be_seen():
+    """Two objects are always left, none appears; what is mirrored or cropped is named where it has come to lie."""
+    found = scenes(0, range(300), biased=True)
+    seen = augmented(found, np.random.default_rng(0))
+    assert seen.pictures.shape == found.pictures.shape and seen.pictures.dtype == np.uint8
+    left, whole = (seen.cells >= 0).sum(1), (found.cells >= 0).sum(1)
+    assert left.min() >= 2 and (left <= whole).all() and 0.05 < (left < whole).mean() < 0.5
+    assert all(set(b[b >= 0]) <= set(a[a >= 0]) for a, b in zip(found.cells, seen.cells))
+    cells, picture, uncropped = np.full((1, 9), -1), np.zeros((1, 48, 48, 3), dtype=np.uint8), 0
+    cells[0, [0, 5]] = 0, 1
+    picture[0, :16, :16], picture[0, 16:32, 32:] = 100, 200
+    for i in range(40):
+        turned = augmented(Scenes(picture, cells), np.random.default_rng(i))
+        a, b = (int(np.flatnonzero(turned.cells[0] == k)[0]) for k in (0, 1))
+        assert a in (0, 2, 6, 8) and b in (3, 5)
+        blocks = [turned.pictures[0, y * 16: y * 16 + 16, x * 16: x * 16 + 16] for y in range(3) for x in range(3)]
+        assert blocks[a][8, 8, 0] > 0 and blocks[b][8, 8, 0] > 0
+        uncropped += (blocks[a] == 100).all() and (blocks[b] == 200).all()
+    assert 10 < uncropped < 40
 
 
 def test_what_is_saved_opens_and_sees_the_same(tmp_path):

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from notan.claims._scenes import NAMES, SIDE, Scenes, scenes
+from notan.claims._scenes import CELLS, NAMES, SIDE, Scenes, scenes
 from notan.strategies.lqcd import TEMPLATES, lead
 
 PATCH, DIM, ROOM = 16, 64, 160                                          # ROOM: positions, 9 of them the picture's
@@ -122,6 +122,8 @@ def lesson(kind: str, seed: int, rows: range, tokenizer: Any) -> dict[str, Tenso
     """A batch: pixels, words, and labels on the answers alone. After the first question more follow about the picture."""
     found = scenes(seed, rows, biased=True)
     rng = np.random.default_rng((seed, 1, rows.start))
+    if kind == "augmented":
+        found = augmented(found, rng)
     asked = [_turns(kind, cells, rng) for cells in found.cells]
     ids, labels = [], []
     for told, turns in asked:
@@ -134,10 +136,9 @@ def lesson(kind: str, seed: int, rows: range, tokenizer: Any) -> dict[str, Tenso
             row, label = row + q + a, label + [-100] * len(q) + a
         ids.append(row)
         labels.append(label)
-    pictures = _augmented(found.pictures, rng) if kind == "augmented" else found.pictures
     padded = _padded(ids, tokenizer.pad_token_id)
     return {"input_ids": padded, "attention_mask": (padded != tokenizer.pad_token_id).long(), "labels": _padded(labels, -100),
-            "pixel_values": normalised(pictures)}
+            "pixel_values": normalised(found.pictures)}
 
 
 def _padded(rows: list[list[int]], fill: int) -> Tensor:
@@ -175,18 +176,28 @@ def _whole(name: str, truth: bool, kind: str, told: bool, rng: np.random.Generat
     return asked, "yes" if truth else "no"
 
 
-def _augmented(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each picture mirrored either way half of the time, and half of them cropped to 50 to 100% of their area."""
+def augmented(found: Scenes, rng: np.random.Generator) -> Scenes:
+    """Each picture mirrored either way half of the time, and half of them cropped to 50 to 100% of their area.
+
+    cells say what is still to be seen, in the new reading order: an object whose cell's centre is cut away is gone. A crop
+    that would leave fewer than two objects is not made.
+    """
     from notan.views.geometry import crop, crop_boxes
 
-    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
-    for axis in (2, 3):
-        turned = torch.from_numpy(rng.random(len(x)) < 0.5)
-        x = torch.where(turned[:, None, None, None], x.flip(axis), x)
-    key = torch.from_numpy(rng.integers(2**62, size=len(x)))
-    cut = crop(x, crop_boxes(key, height=SIDE, width=SIDE, scale=(0.5, 1.0)), None, SIDE).pixels
-    x = torch.where(torch.from_numpy(rng.random(len(x)) < 0.5)[:, None, None, None], cut, x)
-    return (x * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    x, cells = torch.from_numpy(found.pictures).permute(0, 3, 1, 2).float() / 255, found.cells.reshape(-1, CELLS, CELLS)
+    for axis in (1, 2):
+        turned = rng.random(len(x)) < 0.5
+        x = torch.where(torch.from_numpy(turned)[:, None, None, None], x.flip(axis + 1), x)
+        cells = np.where(turned[:, None, None], np.flip(cells, axis), cells)
+    boxes = crop_boxes(torch.from_numpy(rng.integers(2**62, size=len(x))), height=SIDE, width=SIDE, scale=(0.5, 1.0))
+    x0, y0, x1, y1 = boxes.double().numpy().T[:, :, None]                                   # (N, 1), shares of the side
+    at = (np.arange(CELLS) + 0.5) / CELLS
+    seen = ((y0 <= at) & (at < y1))[:, :, None] & ((x0 <= at) & (at < x1))[:, None, :]      # (N, row, column)
+    left = np.where(seen, cells, -1)
+    cut = (rng.random(len(x)) < 0.5) & ((left >= 0).sum((1, 2)) >= 2)
+    x = torch.where(torch.from_numpy(cut)[:, None, None, None], crop(x, boxes, None, SIDE).pixels, x)
+    cells = np.where(cut[:, None, None], left, cells).reshape(-1, CELLS**2)
+    return Scenes((x * 255).round().byte().permute(0, 2, 3, 1).numpy(), cells)
 
 
 def asked_about(found: Scenes, seed: int, absent: str = "partner") -> list[tuple[int, str, bool]]:

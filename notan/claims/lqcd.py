@@ -27,7 +27,7 @@ CLAIM = {
     "confirms": "lqcd 1 is above leading on harmful hints beyond the 95% interval over seeds (weak), and above neutral alone on "
                 "harmful hints or on neutral questions beyond the interval and on the other not below it (strong)",
     "refutes": "lqcd 1 is not above leading on harmful hints, or neutral alone is at least as good on both (strong line fails)",
-    "protocol": "LLaVA of 0.3 M parameters, 1,200 steps of 64 biased scenes; two in five training questions carry a hint that "
+    "protocol": "LLaVA of 0.3 M parameters, 1,200 steps of 32 biased scenes; two in five training questions carry a hint that "
                 "is right 85% of the time; neutral questions are given by rules from the leading one; without a hint lqcd "
                 "subtracts two made-up ones at half the strength; void (open) unless harmful hints turn over 20% of right "
                 "answers and 10% of all in the arm leading",

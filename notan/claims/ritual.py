@@ -28,7 +28,7 @@ CLAIM = {
     "confirms": "with the model that saw mirrored and cropped pictures in training: ritual above T=1 in every seed, above head, "
                 "T=1/4 beyond the 95% interval over seeds, and ritual, best above best beyond the interval",
     "refutes": "there, ritual is not above head, T=1/4 beyond the interval",
-    "protocol": "LLaVA of 0.3 M parameters (3 vision and 3 text blocks of 64), 1,200 steps of 64 biased scenes, once without "
+    "protocol": "LLaVA of 0.3 M parameters (3 vision and 3 text blocks of 64), 1,200 steps of 32 biased scenes, once without "
                 "(plain) and once with mirrors and crops (augmented); alpha 3, beta 0.1; VCD alpha 1, step 500; all arms of a "
                 "seed share both models and all questions; M3ID's first token is the head's, so it is no arm",
     "minutes": 50,
