@@ -253,7 +253,7 @@ def _train(args: argparse.Namespace) -> None:
         from notan.runs.report import write_single
 
         write_single(run)
-    print(f"run: {run.path}   report: {run.path / 'report.html'}   encoder: {run.path / 'encoder'}")
+    print(f"run: {run.path}   report: {run.path / 'report.html'}   {run.towers[0]}: {run.path / run.towers[0]}")
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_card_is_complete(slug):
     missing = {"title", "year", "arxiv", "needs", "task", "exports", "claim", "paper", "deviations"} - set(entry.card)
     assert not missing, f"{slug}: CARD lacks {missing}"
     assert "small" in entry.recipes and entry.doc
-    known = {"encoder", "optimiser", "batch", "epochs", "warmup", "method", "clip", "layer_decay", "augment"}
+    known = {*(t.name for t in entry.towers), "optimiser", "batch", "epochs", "warmup", "method", "clip", "layer_decay", "augment"}
     for name, recipe in entry.recipes.items():
         assert set(recipe) <= known, f"{slug}: recipe {name} has unknown keys {set(recipe) - known}"
         assert set(recipe.get("method", {})) <= {f.name for f in entry.flags}, f"{slug}: recipe {name} sets unknown flags"
@@ -124,7 +125,8 @@ def test_the_same_keys_give_the_same_loss_and_new_keys_another(slug):
     a, b = loss_of(method, batch)["loss"], loss_of(method, batch)["loss"]
     c = loss_of(method, {**batch, "key": batch["key"] + 12345})["loss"]
     assert torch.equal(a, b)
-    assert not torch.equal(a, c), "nothing in the loss depends on the rows' keys"
+    keyed = catalogue.method(slug).card.get("keyed", True)              # False: it hides nothing and has no views
+    assert torch.equal(a, c) is not keyed, "whether the loss depends on the rows' keys is not as its CARD says"
 
 
 # ---- one process = N processes -----------------------------------------------------------------------------------------
@@ -184,57 +186,63 @@ class Crash(Exception):
     """A process that dies between two states."""
 
 
-@pytest.fixture(scope="module")
-def digits() -> Data:
-    return open_data("digits")
+@cache
+def floor_data(slug: str) -> Data:
+    """The data of the method's floor."""
+    return open_data(catalogue.method(slug).card["floor"]["data"])
 
 
 def small_towers(slug: str) -> dict:
-    """The encoder of the method's own example, for other data."""
-    config = example(slug)(2, torch.float32)[0].encoder.config
-    config = config.get("base", config)                                 # what a method put on top is not the tower
-    return {k: v for k, v in config.items() if k not in ("channels", "mean", "std")}
+    """The towers of the method's own example, for other data."""
+    method, found = example(slug)(2, torch.float32)[0], {}
+    for tower in catalogue.method(slug).towers:
+        config = getattr(method, tower.name).config
+        config = config.get("base", config)                             # what a method put on top is not the tower
+        found[tower.name] = {k: v for k, v in config.items() if k not in ("channels", "mean", "std")}
+    return found
 
 
 @pytest.mark.parametrize("slug", TRAINED)
-def test_a_killed_run_ends_as_an_undisturbed_one(slug, tmp_path, digits):
+def test_a_killed_run_ends_as_an_undisturbed_one(slug, tmp_path):
     """A state is saved after step 2, the process dies in step 3, and the same call goes on."""
     def dies(record: dict) -> None:
         if record["step"] == 3:
             raise Crash
 
     same = {"steps": 4, "batch": 16, "encoder": small_towers(slug), "threads": 1, "log_every": 1, "save_every": 2}
-    whole = train(slug, digits, out=tmp_path / "whole", **same)
+    data = floor_data(slug)
+    whole = train(slug, data, out=tmp_path / "whole", **same)
     with pytest.raises(Crash):
-        train(slug, digits, out=tmp_path / "part", log=dies, **same)
-    part = train(slug, digits, out=tmp_path / "part", **same)
+        train(slug, data, out=tmp_path / "part", log=dies, **same)
+    part = train(slug, data, out=tmp_path / "part", **same)
     a, b = whole.method().state_dict(), part.method().state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert [r["step"] for r in part.metrics()] == [r["step"] for r in whole.metrics()]
 
 
 @pytest.mark.parametrize("slug", SLUGS)
-def test_the_saved_encoder_gives_the_same_features(slug, tmp_path):
+def test_the_saved_tower_gives_the_same_features(slug, tmp_path):
     method, batch = example(slug)(ROWS, torch.float32)
     method.eval()
-    if not hasattr(method, "encoder"):
+    entry = catalogue.method(slug)
+    if len(entry.towers) > 1:
         pytest.skip("several towers")
-    save_encoder(method.encoder, tmp_path / "encoder")
-    encoder = load_encoder(tmp_path / "encoder").eval()
+    save_encoder(getattr(method, entry.towers[0].name), tmp_path / "tower")
+    tower, given = load_encoder(tmp_path / "tower").eval(), batch[entry.card["needs"][0]]
     with torch.no_grad():
-        pixels = resize(floats(batch["image"]), encoder.image_size)
-        torch.testing.assert_close(encoder.features(pixels), method.encode(batch))
+        given = resize(floats(given), tower.image_size) if isinstance(given, Tensor) else given
+        torch.testing.assert_close(tower.features(given), method.encode(batch))
 
 
 @pytest.mark.parametrize("slug", TRAINED)
-def test_a_missing_column_is_named(slug, tmp_path, digits):
-    needed = catalogue.method(slug).card["needs"][-1]
-    columns = tuple(c for c in digits.info.columns if c != needed)
-    rows = Rows({c: digits.train.stores[c] for c in columns}, digits.train.index)
-    data = replace(digits, train=rows, info=replace(digits.info, columns=columns))
+def test_a_missing_column_is_named(slug, tmp_path):
+    data, needed = floor_data(slug), catalogue.method(slug).card["needs"][-1]
+    columns = tuple(c for c in data.info.columns if c != needed)
+    rows = Rows({c: data.train.stores[c] for c in columns}, data.train.index)
+    data = replace(data, train=rows, info=replace(data.info, columns=columns))
     with pytest.raises(NotanError, match=needed):
         train(slug, data, out=tmp_path / "run", steps=1, encoder=small_towers(slug))
-    assert not (tmp_path / "run" / "config.yaml").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def _ridge(run, data) -> float:
@@ -244,8 +252,8 @@ def _ridge(run, data) -> float:
 
 
 @pytest.mark.parametrize("slug", TRAINED)
-def test_it_learns_above_its_floor(slug, tmp_path, digits):
-    """What the CARD promises after a few seconds on digits: a ridge probe, or a term that the method logs.
+def test_it_learns_above_its_floor(slug, tmp_path):
+    """What the CARD promises after a few seconds on its data: a ridge probe, or a term that the method logs.
 
     `random` is what it gives before training; whether more or less is better follows from the two numbers.
     """
@@ -253,9 +261,9 @@ def test_it_learns_above_its_floor(slug, tmp_path, digits):
     assert floor["value"] != floor["random"], "the floor has not been measured"
     run = train(slug, floor["data"], out=tmp_path / "run", steps=floor["steps"], batch=64, threads=2, precision="fp32")
     if floor["metric"] == "ridge":
-        value = _ridge(run, digits)
+        value = _ridge(run, floor_data(slug))
         fresh = train("random", floor["data"], out=tmp_path / "random", steps=0, batch=64, encoder=run.settings.towers["encoder"])
-        assert floor["value"] > _ridge(fresh, digits), "the floor lies below the random weights of this recipe's encoder"
+        assert floor["value"] > _ridge(fresh, floor_data(slug)), "the floor lies below the random weights of this recipe's encoder"
     else:
         value = [r for r in run.metrics() if floor["metric"] in r][-1][floor["metric"]]
     ahead = (value - floor["value"]) * (floor["value"] - floor["random"])

@@ -1,6 +1,8 @@
-"""A small valid batch of images for the methods' `example`s."""
+"""Small valid batches, and a small language model, for the methods' `example`s."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,3 +15,19 @@ def images(rows: int, size: int = 16, channels: int = 3, classes: int = 3) -> di
     row = torch.arange(rows)
     image = torch.randint(0, 256, (rows, channels, size, size), generator=torch.Generator().manual_seed(0))
     return {"image": image.to(torch.uint8), "label": row % classes, "row": row, "key": fold(row, 7)}
+
+
+def texts(rows: int) -> dict[str, Any]:
+    """Sentences of 2 to 9 words with row numbers and keys; always the same ones."""
+    row = torch.arange(rows)
+    words = "the cat saw a dog that ran to some old house by the sea and hid there all day"
+    text = [" ".join(words.split()[i % 11 : i % 11 + 2 + (3 * i) % 8]) for i in range(rows)]
+    return {"text": text, "label": row % 3, "row": row, "key": fold(row, 7)}
+
+
+def tiny_language_model() -> Any:
+    """GPT-2 of two layers around a tokenizer of all bytes and a few pairs of them."""
+    from notan.nets.language import gpt2, new_tokenizer
+
+    tokenizer = new_tokenizer(texts(16)["text"], vocabulary=280, context=32)
+    return gpt2(tokenizer, dim=32, depth=2, heads=2, context=32)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +15,11 @@ from notan.errors import NotanError, did_you_mean
 from notan.nets.convnet import ConvNet
 from notan.nets.headed import Headed
 from notan.nets.hub import HubEncoder, from_hub, rebuild
+from notan.nets.language import pretrained, save_language
 from notan.nets.mlp import MLP
-from notan.nets.protocols import ImageEncoder
+from notan.nets.protocols import ImageEncoder, LanguageModel
 from notan.nets.resnet import DEPTHS, ResNet
+from notan.nets.spec import parse
 from notan.nets.vit import ViT
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def build_encoder(spec: str | dict[str, Any], info: DataInfo | None = None) -> A
         return _hub(spec[3:], info)
     if isinstance(spec, str) and Path(spec).is_dir():
         return _fitting(load_encoder(spec), info, spec)
-    name, options = _parse(spec)
+    name, options = parse(spec)
     if name == "hf":
         return rebuild(options) if "architecture" in options else _hub(options["source"], info)
     if name == "headed":
@@ -71,12 +71,18 @@ def build_encoder(spec: str | dict[str, Any], info: DataInfo | None = None) -> A
     return make(**settings)
 
 
-def save_encoder(encoder: ImageEncoder, folder: str | Path) -> None:
-    """Write `config.json` and `model.safetensors` into `folder`; each file appears whole or not at all."""
+def save_encoder(encoder: ImageEncoder | LanguageModel, folder: str | Path) -> None:
+    """Write `config.json` and `model.safetensors` into `folder`; each file appears whole or not at all.
+
+    A language model is written with its tokenizer, as `transformers` reads both.
+    """
     from safetensors.torch import save
 
     assert isinstance(encoder, nn.Module)
     folder = Path(folder)
+    if isinstance(encoder, LanguageModel):
+        save_language(encoder, folder)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
     _replace(folder / "model.safetensors", save(weights, {"format": "pt"}))
@@ -84,9 +90,11 @@ def save_encoder(encoder: ImageEncoder, folder: str | Path) -> None:
 
 
 def load_encoder(folder: str | Path) -> Any:
-    """The encoder saved in `folder`, in a run's `encoder/`, or in a folder that `transformers` wrote; in eval mode."""
+    """The encoder or language model saved in `folder`, in a run's `encoder/` or `model/`, or in a folder that `transformers`
+    wrote; in eval mode.
+    """
     folder = Path(folder)
-    folder = folder / "encoder" if (folder / "encoder" / "config.json").exists() else folder
+    folder = next((folder / name for name in ("encoder", "model") if (folder / name / "config.json").exists()), folder)
     if not (folder / "config.json").exists():
         raise NotanError(f"{folder} holds no encoder", "a run, or a folder with config.json and model.safetensors",
                          "check the path, or wait for the run's first checkpoint")
@@ -94,6 +102,8 @@ def load_encoder(folder: str | Path) -> Any:
         config = json.loads((folder / "config.json").read_text())
     except json.JSONDecodeError as error:
         raise NotanError(f"{folder / 'config.json'} is not JSON: {error}", fix="save the encoder again") from None
+    if "model_type" in config and (folder / "tokenizer_config.json").exists():
+        return pretrained(str(folder)).eval()
     if "model_type" in config and "name" not in config:
         return from_hub(str(folder))
     encoder = build_encoder(config)
@@ -108,31 +118,6 @@ def fitting_patch(image_size: int) -> int:
         raise NotanError(f"images of side {image_size}: no patch of 2 or more pixels divides it", "a side that has divisors",
                          f"pass --cache-side {image_size + 1}, or name vit:patch=1")
     return max((p for p in divisors if p <= 16 and image_size // p >= 4), default=divisors[0])
-
-
-def _parse(spec: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    if isinstance(spec, dict):
-        if "name" not in spec:
-            raise NotanError(f"an encoder without a name: {spec}", '{"name": "vit", ...}')
-        return spec["name"], {k: v for k, v in spec.items() if k != "name"}
-    name, _, rest = spec.partition(":")
-    options = {}
-    for part in filter(None, re.split(r",(?![^(\[]*[)\]])", rest)):          # commas outside brackets
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise NotanError(f"encoder {spec!r}: {part!r} has no value", "name:option=value,option=value")
-        options[key.strip().replace("-", "_")] = _literal(value.strip())
-    return name, options
-
-
-def _literal(text: str) -> Any:
-    named = {"true": True, "false": False, "none": None}
-    if text.lower() in named:
-        return named[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _from_info(info: DataInfo | None) -> dict[str, Any]:

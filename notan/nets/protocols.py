@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from notan.nets.pixels import Normalise
 
@@ -53,3 +53,29 @@ class ConvEncoder(ImageEncoder, Protocol):
     def forward(self, pixels: Tensor) -> Tensor: ...
 
     def trunk(self, pixels: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """A causal language model with its tokenizer.
+
+    Texts become tokens padded on the *right*: `pad` is True at padding, whatever number a padding token has, and what
+    stands there cannot be seen by what is before it. `forward` gives the next token's logits and the states that its head
+    reads. `config` rebuilds the module around its tokenizer (`nets.language.build_language`), without its weights.
+    """
+
+    dim: int
+    context: int                                                        # most tokens it reads
+    config: dict[str, Any]
+    model: nn.Module                                                    # of `transformers`
+    tokenizer: Any
+
+    def tokens(self, texts: list[str], most: int | None = None) -> tuple[Tensor, Tensor]: ...  # ids, pad: (B, T)
+
+    def padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]: ...                       # the same of token numbers
+
+    def features(self, texts: list[str]) -> Tensor: ...                 # (B, D): mean of the states of a text's tokens
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]: ...        # (B, T) -> (B, T, V), (B, T, D)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from notan.errors import NotanError
 
 Encode = Callable[[dict[str, Any]], Tensor]
+WORDS = 2048                                                            # places of a bag of words
 
 
 def extract(
@@ -48,6 +52,18 @@ def extract(
 def pixels(batch: dict[str, Any]) -> Tensor:
     """The raw-input reference: pixels in [0, 1] as features, (B, C * H * W)."""
     return batch["image"].flatten(1).float() / 255
+
+
+def words(batch: dict[str, Any]) -> Tensor:
+    """The raw-input reference of texts: which words are in it, (B, WORDS), each text of length 1.
+
+    log(1 + how often) of each word in lower case; words share a place where their hashes do.
+    """
+    counts = torch.zeros(len(batch["text"]), WORDS)
+    for row, text in zip(counts, batch["text"]):
+        for word in re.findall(r"\w+", text.lower()):
+            row[zlib.crc32(word.encode()) % WORDS] += 1
+    return F.normalize(counts.log1p(), dim=1)
 
 
 def check_finite(x: Tensor, name: str) -> None:

@@ -5,23 +5,29 @@ from __future__ import annotations
 import inspect
 from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from notan import catalogue
-from notan.data import DataInfo
+from notan import catalogue, world
+from notan.data import COLUMNS, Data, DataInfo, keys
 from notan.errors import NotanError
 from notan.nets import protocols
 from notan.nets.build import build_encoder
+from notan.nets.language import build_language, new_tokenizer
+from notan.nets.spec import parse
 from notan.runs.config import Config
 
+TEXTS = 4096                                                            # that a tokenizer is made from
 
-def build_method(config: Config, info: DataInfo) -> nn.Module:
+
+def build_method(config: Config, info: DataInfo, home: Path | None = None) -> nn.Module:
     """The method of `config` for data like `info`, on the CPU, in training mode.
 
-    Towers are drawn before the rest, so arms that share a seed and an encoder start from the same encoder. Raises
+    Towers are drawn before the rest, so arms that share a seed and an encoder start from the same encoder. A language
+    model with fresh weights finds in `home`, the run's folder, the tokenizer that `make_tokenizers` put there. Raises
     `NotanError` when the data lacks a column the method needs, or a tower is not of the kind it needs.
     """
     entry = catalogue.method(config.method)
@@ -29,11 +35,31 @@ def build_method(config: Config, info: DataInfo) -> nn.Module:
     cls = getattr(import_module(f"notan.methods.{config.method}"), entry.cls)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        towers = [build_encoder(config.towers[t.name], info) for t in entry.towers]
+        towers = [_tower(config, asked, info, home) for asked in entry.towers]
         for tower, asked in zip(towers, entry.towers):
             _check_kind(config, tower, asked)
         known = {"data": info} if "data" in inspect.signature(cls.__init__).parameters else {}
         return cls(*towers, **config.settings, **known).train()
+
+
+def make_tokenizers(config: Config, data: Data, home: Path) -> None:
+    """Put a tokenizer, made from the texts that the method needs, into `home` for each language model that has none.
+
+    It is made once, by rank 0, from at most TEXTS rows of the training split, and only while the run has not begun.
+    """
+    entry = catalogue.method(config.method)
+    check_columns(entry, data.info)
+    words = [c for c in entry.card["needs"] if COLUMNS[c].dtype == "str"]
+    wanting = [t.name for t in entry.towers if _wants_tokenizer(config.towers[t.name], t)]
+    if wanting and world.is_main() and not (home / "config.yaml").exists():
+        index = keys.shuffle(0, 0, len(data.train))[:TEXTS]
+        batch = data.train.take(index)
+        for name in wanting:
+            _, options = parse(config.towers[name])
+            made = new_tokenizer([text for c in words for text in batch[c]], options.get("vocabulary", 2000),
+                                 options.get("context", 256))
+            made.save_pretrained(home / name)
+    world.barrier()
 
 
 def check_columns(entry: catalogue.Entry, info: DataInfo) -> None:
@@ -50,6 +76,30 @@ def info_from(record: dict[str, Any]) -> DataInfo:
     names = {f.name for f in fields(DataInfo)}
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in names}
     return DataInfo(**known)
+
+
+def _tower(config: Config, asked: catalogue.Parameter, info: DataInfo, home: Path | None) -> nn.Module:
+    spec = config.towers[asked.name]
+    if not _language(asked):
+        return build_encoder(spec, info)
+    if home is not None and (home / asked.name / "config.json").exists():
+        return build_language(f"hf:{home / asked.name}")                # a finished run has all it needs
+    if home is not None and _wants_tokenizer(spec, asked):
+        name, options = parse(spec)
+        spec = {"name": name, **options, "tokenizer": str(home / asked.name)}
+    return build_language(spec)
+
+
+def _language(asked: catalogue.Parameter) -> bool:
+    return asked.annotation.rsplit(".", 1)[-1] == "LanguageModel"
+
+
+def _wants_tokenizer(spec: Any, asked: catalogue.Parameter) -> bool:
+    """Whether `spec` is a language model with fresh weights and no tokenizer of its own."""
+    if not _language(asked) or (isinstance(spec, str) and (spec.startswith("hf:") or Path(spec).is_dir())):
+        return False
+    name, options = parse(spec)
+    return name == "gpt2" and "tokenizer" not in options
 
 
 def _check_kind(config: Config, tower: nn.Module, asked: catalogue.Parameter) -> None:

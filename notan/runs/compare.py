@@ -1,7 +1,8 @@
 """`notan compare`: the main job. Which of these methods helps on my data?
 
-Every arm gets the same rows, the same budget, the same encoder where it can use it, the same cache and the same probes. Raw
-pixels, random weights (for each encoder) and a supervised reference are always in the table.
+Every arm gets the same rows, the same budget, the same encoder where it can use it, the same cache and the same probes. The
+raw input (pixels, or a bag of words), random weights (for each encoder) and, for pictures, a supervised reference are always
+in the table.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.console import Console
 from notan import __version__, catalogue
 from notan.data import Data, open_data
 from notan.errors import NotanError, did_you_mean
-from notan.probes.features import pixels
+from notan.probes.features import pixels, words
 from notan.runs import study as studies
 from notan.runs.build import check_columns
 from notan.runs.checkpoint import write_text
@@ -130,15 +131,19 @@ def _references(arms: list[Arm], data: Data, supervised: bool, encoder: str | No
                 recipe: str) -> list[Arm]:
     """The supervised row, and random weights for each encoder that the arms use."""
     found: list[Arm] = []
-    if supervised and len(data.info.classes) > 1 and all(arm.slug != "supervised" for arm in arms):
+    pictured = "image" in data.info.columns and len(data.info.classes) > 1
+    if supervised and pictured and all(arm.slug != "supervised" for arm in arms):
         found.append(Arm("supervised", "supervised", {}, "supervised"))
-    specs: dict[str, Any] = {}
+    specs: dict[str, tuple[Any, str]] = {}
     for arm in arms + found:
-        spec = encoder or _recipe(arm, recipe)["encoder"]
-        specs.setdefault(json.dumps(spec, sort_keys=True), spec)
-    names = [_family(spec) for spec in specs.values()]
-    names = [name if names.count(name) == 1 else _name(spec) for name, spec in zip(names, specs.values())]
-    return found + [Arm(f"random weights ({name})", "random", {}, "random", spec) for name, spec in zip(names, specs.values())]
+        tower = catalogue.method(arm.slug).towers[0]
+        spec = encoder or _recipe(arm, recipe)[tower.name]
+        untrained = arm.slug if "Language" in tower.annotation else "random"        # a language model: the method before step 1
+        specs.setdefault(json.dumps(spec, sort_keys=True), (spec, untrained))
+    names = [_family(spec) for spec, _ in specs.values()]
+    names = [name if names.count(name) == 1 else _name(spec) for name, (spec, _) in zip(names, specs.values())]
+    return found + [Arm(f"random weights ({name})", slug, {}, "random", spec)
+                    for name, (spec, slug) in zip(names, specs.values())]
 
 
 def _recipe(arm: Arm, recipe: str) -> dict[str, Any]:
@@ -166,7 +171,7 @@ def _profile(arms: list[Arm], spent: Profile, seconds: float) -> dict[str, float
 
 def _measure(arms: list[Arm], data: Data, rows: studies.Rowset, baseline: str, console: Console,
              spent: Profile) -> dict[str, Any]:
-    """Probe raw pixels and every arm; pair the seeds. Where the time goes is added to `spent`."""
+    """Probe the raw input and every arm; pair the seeds. Where the time goes is added to `spent`."""
     seeds = len(arms[0].runs)
     study: dict[str, Any] = {
         "title": f"{', '.join(a.label for a in arms if a.kind == 'method')} on {data.info.name}", "baseline": baseline,
@@ -176,9 +181,10 @@ def _measure(arms: list[Arm], data: Data, rows: studies.Rowset, baseline: str, c
         "versions": {"notan": __version__, "torch": torch.__version__}, "config": "",
     }
     protocols: dict[str, str] = {}
-    raw = studies.embed(pixels, data, rows)
-    same = studies.probe_all(*raw, rows)                                # raw pixels have no seed
-    todo: list[tuple[str, str, Arm | None]] = [("raw pixels", "pixels", None), *((a.label, a.kind, a) for a in arms)]
+    seen, named = (pixels, "raw pixels") if "image" in data.info.columns else (words, "bag of words")
+    raw = studies.embed(seen, data, rows)
+    same = studies.probe_all(*raw, rows)                                # the raw input has no seed
+    todo: list[tuple[str, str, Arm | None]] = [(named, "pixels", None), *((a.label, a.kind, a) for a in arms)]
     with console.status("probing") as status:
         for label, kind, arm in todo:
             status.update(f"probing {label}")
@@ -208,13 +214,16 @@ def _row(label: str, kind: str, arm: Arm | None, results: list[dict], width: int
     """One line of the table."""
     row = {"arm": label, "kind": kind, "metrics": {m: [r["values"][m] for r in results] for m in results[0]["values"]}}
     if arm is None:
-        return row | {"encoder": f"{width} pixels", "params": 0, "seconds": 0.0, "peak_mb": 0.0, "steps": 0}
+        unit = "pixels" if label == "raw pixels" else "places"
+        return row | {"encoder": f"{width} {unit}", "params": 0, "seconds": 0.0, "peak_mb": 0.0, "steps": 0}
     last = arm.runs[-1]
-    config = json.loads((last.path / "encoder" / "config.json").read_text())
+    tower = last.towers[0]
+    config = json.loads((last.path / tower / "config.json").read_text())
+    config = config if "name" in config else last.settings.towers[tower]    # a language model's is of transformers
     summaries = [run.summary for run in arm.runs]
     trained = kind != "random"
     return row | {
-        "encoder": _name(config), "params": last.facts["parameters"].get("encoder", 0), "steps": last.settings.steps or 0,
+        "encoder": _name(config), "params": last.facts["parameters"].get(tower, 0), "steps": last.settings.steps or 0,
         "seconds": float(np.mean([s["seconds_in_all"] for s in summaries])) if trained else 0.0,
         "peak_mb": float(np.max([s["peak_mb"] for s in summaries])) if trained else 0.0,
     }
@@ -228,11 +237,11 @@ def _name(spec: str | dict[str, Any]) -> str:
     """An architecture in a few characters; methods are ranked among those whose names are equal."""
     if isinstance(spec, str):
         return spec
-    if spec["name"] == "vit":
-        return f"vit {spec['dim']}x{spec['depth']}" + (f"/{spec['patch']}" if "patch" in spec else "")
+    if spec["name"] in ("vit", "gpt2"):
+        return f"{spec['name']} {spec['dim']}x{spec['depth']}" + (f"/{spec['patch']}" if "patch" in spec else "")
     if spec["name"] == "convnet":
         return f"convnet {'-'.join(map(str, spec['widths']))}/{math.prod(spec['strides'])}"
-    parts = [spec["name"], *(str(spec[k]) for k in ("width", "stem") if k in spec)]
+    parts = [spec["name"], *(str(spec[k]) for k in ("width", "stem", "source") if k in spec)]
     return " ".join(parts + ["preact"] * bool(spec.get("preact")))
 
 
@@ -263,7 +272,8 @@ def _write(study: dict[str, Any], arms: list[Arm], out: Path) -> None:
         if arm.kind != "random":
             row = next(r for r in study["rows"] if r["arm"] == arm.label)
             best = int(np.argmax(row["metrics"][study["metrics"][0]]))
-            shutil.copytree(arm.runs[best].path / "encoder", out / "encoders" / _folder(arm.label), dirs_exist_ok=True)
+            run = arm.runs[best]
+            shutil.copytree(run.path / run.towers[0], out / "encoders" / _folder(arm.label), dirs_exist_ok=True)
 
 
 def _folder(label: str) -> str:

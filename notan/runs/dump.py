@@ -34,8 +34,9 @@ def replay(folder: str | Path) -> dict[str, float]:
     `folder` is `RUN/debug/step-N`; the method is rebuilt from the run's config.yaml. The optimiser's step is not taken.
     """
     folder = Path(folder)
-    config, facts = configs.load(folder.parents[1] / "config.yaml")
-    method = build_method(config, info_from(facts["info"]))
+    home = folder.parents[1]
+    config, facts = configs.load(home / "config.yaml")
+    method = build_method(config, info_from(facts["info"]), home)
     method.load_state_dict(load_file(folder / "weights.safetensors"))
     record = json.loads((folder / "step.json").read_text())
     batch = {**load_file(folder / "batch.safetensors"), **record["columns"]}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from notan.data import Data, Rows, keys, open_data
 from notan.errors import NotanError
 from notan.nets.build import build_encoder, load_encoder
+from notan.nets.protocols import LanguageModel
 from notan.probes.features import extract
 from notan.runs.checkpoint import full_disk_explained
 from notan.runs.folder import Run
@@ -54,9 +55,9 @@ def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Pat
 
 
 def encoding(source: str | Path | Run | nn.Module) -> Encode:
-    """What turns a batch with `image` uint8 (B, C, H, W) into features: (B, D), or (B, D) by name.
+    """What turns a batch with `image` uint8 (B, C, H, W), or `text`, into features: (B, D), or (B, D) by name.
 
-    A run gives its method's `encode`, anything else its `features` of the pixels. Runs on a GPU where there is one.
+    A run gives its method's `encode`, anything else its `features` of pixels or text. Runs on a GPU where there is one.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(source, (str, Path)) and (Path(source) / "config.yaml").exists():
@@ -74,6 +75,8 @@ def encoding(source: str | Path | Run | nn.Module) -> Encode:
         return by_method
     encoder: Any = source if isinstance(source, nn.Module) else load_tower(source)
     encoder = encoder.eval().to(device)
+    if isinstance(encoder, LanguageModel):
+        return lambda batch: encoder.features(batch["text"])
     return lambda batch: encoder.features(fitted(batch["image"].to(device), encoder.channels, encoder.image_size))
 
 

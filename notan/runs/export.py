@@ -17,6 +17,7 @@ from notan import catalogue
 from notan.errors import NotanError
 from notan.nets.build import load_encoder, save_encoder
 from notan.nets.convert import hf_config, hf_preprocessor, vit_to_hf
+from notan.nets.protocols import LanguageModel
 from notan.runs.checkpoint import full_disk_explained, write_tensors
 from notan.runs.folder import Run
 
@@ -25,12 +26,13 @@ TOLERANCE = 1e-5
 
 
 def export(run: str | Path | Run, *, to: str = "safetensors", out: str | Path | None = None,
-           tower: str = "encoder") -> Path:
+           tower: str | None = None) -> Path:
     """Write the trained encoder into the folder `out` (default RUN/export-TO) and return it.
 
     run: a run, or a folder with an encoder. to: "safetensors" (config.json and model.safetensors, which `notan.load`
     reads), "hf" (a stock `transformers` ViTModel with its image processor), or "onnx" (model.onnx: `pixels` in [0, 1],
-    float (B, C, S, S), any B, to `features` (B, D)). Outputs are compared to 1e-5 before this returns.
+    float (B, C, S, S), any B, to `features` (B, D)). A language model is written as `transformers` reads it, with its
+    tokenizer, in either of the first two forms. Outputs are compared to 1e-5 before this returns.
     Raises `NotanError` for a form that the method or encoder does not have, and why.
     """
     if to not in FORMS:
@@ -42,6 +44,8 @@ def export(run: str | Path | Run, *, to: str = "safetensors", out: str | Path | 
     encoder = run.encoder(tower) if isinstance(run, Run) else load_encoder(run)
     folder = Path(out) if out is not None else place / f"export-{to}"
     write = {"safetensors": _safetensors, "hf": _hf, "onnx": _onnx}[to]
+    if isinstance(encoder, LanguageModel) and to != "onnx":
+        write = _language
     with full_disk_explained(folder), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,6 +68,13 @@ def _safetensors(encoder: Any, folder: Path) -> None:
     pixels = _pixels(encoder)
     with torch.no_grad():
         _check_equal(encoder.features(pixels), load_encoder(folder).features(pixels), folder)
+
+
+def _language(model: Any, folder: Path) -> None:
+    save_encoder(model, folder)
+    ids = torch.arange(24)[None] % model.model.get_input_embeddings().num_embeddings
+    with torch.no_grad():
+        _check_equal(model(ids)[0], load_encoder(folder)(ids)[0], folder)
 
 
 def _hf(encoder: Any, folder: Path) -> None:

@@ -55,13 +55,16 @@ class Run:
 
     def method(self) -> nn.Module:
         """The whole method with the weights of the newest state, on the CPU, in eval mode."""
-        method = build_method(self.settings, self.info)
+        method = build_method(self.settings, self.info, self.path)
         if checkpoint.load(self.path / "state", method, None, digest=None) is None:
             raise NotanError(f"{self.path} holds no state yet", "a run that was saved once", "train it further")
         return method.eval()
 
-    def encoder(self, tower: str = "encoder") -> Any:
-        """A trained tower, in eval mode: from `encoder/` when the run is finished, else from its newest state."""
+    def encoder(self, tower: str | None = None) -> Any:
+        """A trained tower (the first, where none is named), in eval mode: from its folder, `encoder/` or `model/`, when the run
+        is finished, else from its newest state.
+        """
+        tower = tower or self.towers[0]
         if (self.path / tower / "config.json").exists():
             return load_encoder(self.path / tower)
         return getattr(self.method(), tower)

@@ -74,6 +74,9 @@ def _frozen(name: str, x: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> d
 
 def _finetune(run: str | Path, data: Data, rows: int, seed: int) -> dict[str, Any]:
     """All weights of the run's encoder, 5 epochs of the labelled rows, AdamW 1e-3 with layer decay 0.75."""
+    if "image" not in data.info.columns:
+        raise NotanError(f"{data.info.name} has no pictures, only {', '.join(data.info.columns)}", "pictures, to fine-tune on",
+                         "frozen features: --protocol ridge, knn, logistic or fewshot")
     chosen = study.rowset(data, rows)
     classes = int(chosen.train_y.max()) + 1
     steps = max(50, 5 * len(chosen.train) // 128)

@@ -61,7 +61,7 @@ def leaders(rows: Sequence[dict[str, Any]], metric: str, across: bool = False) -
 
 
 def verdict(study: dict[str, Any], across: bool = False) -> list[str]:
-    """A sentence for each method: by which metrics it is above, level with and below raw pixels and random weights.
+    """A sentence for each method: by which metrics it is above, level with and below the raw input and random weights.
 
     Above and below are beyond the spread over seeds. With several methods on an encoder (or `across` encoders) one more
     says which of them leads. Refuses (`NotanError`) to rank rows that were not measured by the same metrics.
@@ -91,7 +91,7 @@ def _standing(row: dict[str, Any], rows: Sequence[dict[str, Any]], metrics: Sequ
     parts = []
     for other in rows:
         if other["kind"] == "pixels" or (other["kind"] == "random" and other["encoder"] == row["encoder"]):
-            name = "raw pixels" if other["kind"] == "pixels" else "random weights"
+            name = other["arm"] if other["kind"] == "pixels" else "random weights"      # raw pixels, or a bag of words
             found = {m: _side(row["metrics"][m], other["metrics"][m]) for m in metrics}
             parts.append(_by({m: found[m] for m in sorted(metrics, key=lambda m: SIDES.index(found[m]))}, name))
     return f"{row['arm']}: {'; '.join(parts)}."

@@ -23,7 +23,7 @@ from notan.nets.build import save_encoder
 from notan.nets.norm import has_batch_statistics
 from notan.runs import checkpoint, machine, optim
 from notan.runs import config as configs
-from notan.runs.build import build_method
+from notan.runs.build import build_method, make_tokenizers
 from notan.runs.config import Config
 from notan.runs.dump import dump
 from notan.runs.folder import Run, same_run
@@ -120,7 +120,8 @@ def _run(config: Config, data: Data, folder: Path, accelerator: Accelerator, hea
          title: str, log: Log | None) -> None:
     """Everything between a settled config and a finished run folder."""
     machine.keep_freed_memory()
-    method = build_method(config, data.info)
+    make_tokenizers(config, data, folder)
+    method = build_method(config, data.info, folder)
     _check_accumulation(config, method)
     loader = loader_of(data, batch_size=config.batch, seed=config.seed, batches=getattr(method, "batches", None),
                        rank=world.rank(), size=world.size())
@@ -228,6 +229,9 @@ def _check_accumulation(config: Config, method: nn.Module) -> None:
         raise NotanError(f"accumulate = {config.accumulate}", f"1 to {config.batch // world.size()} parts of a batch")
     if entry.card.get("contrasts_rows", "world.gather(" in entry.path.read_text()):
         raise NotanError(f"the loss of {config.method} sets rows against each other: parts of a batch would see fewer",
+                         "the whole batch at once", fix)
+    if averaged := entry.card.get("averages_over"):
+        raise NotanError(f"the loss of {config.method} is a mean over {averaged}, and parts of a batch hold unequally many",
                          "the whole batch at once", fix)
     if has_batch_statistics(method):
         raise NotanError(f"{config.method} was given a network with batch norm; parts would have other statistics",
