@@ -50,7 +50,7 @@ def test_card_is_complete(slug):
     missing = {"title", "year", "arxiv", "needs", "task", "exports", "claim", "paper", "deviations"} - set(entry.card)
     assert not missing, f"{slug}: CARD lacks {missing}"
     assert "small" in entry.recipes and entry.doc
-    known = {*(t.name for t in entry.towers), "optimiser", "batch", "epochs", "warmup", "method", "clip", "layer_decay", "augment"}
+    known = {*(t.name for t in entry.towers), "optimiser", "batch", "epochs", "warmup", "method", "clip", "layer_decay"}
     for name, recipe in entry.recipes.items():
         assert set(recipe) <= known, f"{slug}: recipe {name} has unknown keys {set(recipe) - known}"
         assert set(recipe.get("method", {})) <= {f.name for f in entry.flags}, f"{slug}: recipe {name} sets unknown flags"
@@ -262,8 +262,9 @@ def test_it_learns_above_its_floor(slug, tmp_path):
     run = train(slug, floor["data"], out=tmp_path / "run", steps=floor["steps"], batch=64, threads=2, precision="fp32")
     if floor["metric"] == "ridge":
         value = _ridge(run, floor_data(slug))
-        fresh = train("random", floor["data"], out=tmp_path / "random", steps=0, batch=64, encoder=run.settings.towers["encoder"])
-        assert floor["value"] > _ridge(fresh, floor_data(slug)), "the floor lies below the random weights of this recipe's encoder"
+        fresh = train("random", floor["data"], out=tmp_path / "random", steps=0, batch=64,
+                      encoder=run.settings.towers["encoder"])
+        assert floor["value"] > _ridge(fresh, floor_data(slug)), "the floor lies below random weights of the recipe's encoder"
     else:
         value = [r for r in run.metrics() if floor["metric"] in r][-1][floor["metric"]]
     ahead = (value - floor["value"]) * (floor["value"] - floor["random"])

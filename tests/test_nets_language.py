@@ -81,7 +81,8 @@ def test_config_rebuilds_the_module_around_its_tokenizer(model, tmp_path):
 
 @pytest.mark.parametrize(("spec", "said"), [
     ("gpt3", "no language model 'gpt3'.*did you mean 'gpt2'"), ("gpt2:dim=32", "without a tokenizer"),
-    ("gpt2:tokenizer=/nowhere/at/all", "no tokenizer in /nowhere"), ("hf:/nowhere/at/all", "/nowhere/at/all is no language model"),
+    ("gpt2:tokenizer=/nowhere/at/all", "no tokenizer in /nowhere"),
+    ("hf:/nowhere/at/all", "/nowhere/at/all is no language model"),
 ])
 def test_what_cannot_be_built_is_named(spec, said):
     with pytest.raises(NotanError, match=f"(?s){said}"):

@@ -45,7 +45,7 @@ CARD = {
         "Questions go through the chat template where the tokenizer has one, else the answer follows after a space.",
         "A question that does not fit loses its beginning, and an answer its end.",
     ],
-    "floor": {"data": "docstrings", "metric": "loss", "steps": 30, "value": 0.0, "random": 0.0},
+    "floor": {"data": "docstrings", "metric": "loss", "steps": 30, "value": 6.8, "random": 7.6},
 }
 
 RECIPES = {
@@ -57,7 +57,7 @@ RECIPES = {
     "small": {
         "model": {"name": "gpt2", "dim": 128, "depth": 2, "heads": 4, "context": 256, "vocabulary": 2000},
         "optimiser": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01},
-        "batch": 32, "epochs": 3, "warmup": 0.1, "clip": 1.0, "method": {"length": 128},
+        "batch": 32, "epochs": 3, "warmup": 0.1, "clip": 1.0, "method": {"length": 64},
     },
 }
 
@@ -92,9 +92,10 @@ class ICD(nn.Module):
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         rows, starts = [], []
         for query, answer in zip(queries, answers):
-            before = tokenizer(asked(tokenizer, query), add_special_tokens=not chat)["input_ids"]
+            before = tokenizer(asked(tokenizer, query), add_special_tokens=not chat, verbose=False)["input_ids"]
             space = "" if chat or query[-1:].isspace() or answer[:1].isspace() else " "
-            after = [*tokenizer(space + answer, add_special_tokens=False)["input_ids"], *end][: self.length - 1]
+            after = tokenizer(space + answer, add_special_tokens=False, verbose=False)["input_ids"]
+            after = [*after, *end][: self.length - 1]
             before = before[max(0, len(before) + len(after) - self.length) :]
             rows.append(before + after)
             starts.append(len(before))

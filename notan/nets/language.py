@@ -55,10 +55,10 @@ class CausalLM(nn.Module):
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, T, V) of the next token, and the states (B, T, D) that the head made them of.
 
-        No mask is passed: nothing that counts comes after padding, and without one the fast causal kernels run.
+        The mask hides nothing: nothing that counts comes after padding, and so the fast causal kernels run.
         """
         with _read_by_head(self.model) as states:
-            logits = self.model(input_ids=ids, use_cache=False).logits
+            logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         return logits, states[0]
 
     def features(self, texts: list[str]) -> Tensor:

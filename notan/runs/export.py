@@ -43,9 +43,8 @@ def export(run: str | Path | Run, *, to: str = "safetensors", out: str | Path | 
         _check_card(run, to)
     encoder = run.encoder(tower) if isinstance(run, Run) else load_encoder(run)
     folder = Path(out) if out is not None else place / f"export-{to}"
-    write = {"safetensors": _safetensors, "hf": _hf, "onnx": _onnx}[to]
-    if isinstance(encoder, LanguageModel) and to != "onnx":
-        write = _language
+    words = isinstance(encoder, LanguageModel)
+    write = {"safetensors": _language if words else _safetensors, "hf": _language if words else _hf, "onnx": _onnx}[to]
     with full_disk_explained(folder), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         folder.mkdir(parents=True, exist_ok=True)

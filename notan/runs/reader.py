@@ -29,7 +29,7 @@ def read_with(model: str | Path | Any, tokenizer: Any, amateur: str | Path | Any
 
 
 def load(model: str | Path | Any, tokenizer: Any = None) -> Reader:
-    """(model in eval mode, tokenizer or processor that pads on the left), from a folder (a run's, too), a hub name or a .gguf file.
+    """(model in eval mode, tokenizer or processor that pads on the left), from a folder or a run, a hub name or a .gguf file.
 
     A causal language model comes with its tokenizer, an image-text-to-text model with its processor, a LoRA adapter (of
     `peft`) on its base and with the base's. No remote code is run. Raises `NotanError` for what is not there or is none of
@@ -42,7 +42,7 @@ def load(model: str | Path | Any, tokenizer: Any = None) -> Reader:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as SEES
 
-    path, file = str(m if ((m := Path(model) / "model") / "config.json").exists() else model), {}   # a run's, or what it is
+    path, file = str(m if ((m := Path(model) / "model") / "config.json").exists() else model), {}       # a run holds one
     if path.endswith(".gguf"):
         path, file = str(Path(path).parent), {"gguf_file": Path(path).name}
     base = _base(path)
