@@ -44,9 +44,7 @@ def strategy_table(prefix: str) -> str:
     lines = ["| strategy | paper | needs | weights come to | what it claims | what we measured |",
              "| --- | --- | --- | --- | --- | --- |"]
     for slug, e in catalogue.strategies().items():
-        outcome = result(slug)
-        ours = "not run yet" if slug in catalogue.claims() else "no claim of its own"
-        ours = f"**{outcome['verdict']}**: {brief(outcome['sentence'])}" if outcome else ours
+        ours = measured(slug)
         lines.append(f"| [`{slug}`]({prefix}{slug}.md) | {cite(e.card)} | {', '.join(e.card['needs'])} | {e.card['sum']} | "
                      f"{e.card['claim']} | {ours} |")
     return "\n".join(lines) + "\n"
@@ -65,11 +63,17 @@ def costs() -> str:
 def table(prefix: str) -> str:
     lines = ["| method | paper | needs | what it claims | what we measured |", "| --- | --- | --- | --- | --- |"]
     for slug, e in catalogue.methods().items():
-        outcome = result(slug)
-        ours = f"**{outcome['verdict']}**: {brief(outcome['sentence'])}" if outcome else "no claim of its own"
+        ours = measured(slug)
         needs = ", ".join(e.card["needs"])
         lines.append(f"| [`{slug}`]({prefix}{slug}.md) | {cite(e.card)} | {needs} | {e.card['claim']} | {ours} |")
     return "\n".join(lines) + "\n"
+
+
+def measured(slug: str) -> str:
+    """The verdict of a claim and its first finding; that it is still to run; or that there is none."""
+    if outcome := result(slug):
+        return f"**{outcome['verdict']}**: {brief(outcome['sentence'])}"
+    return "not run yet" if slug in catalogue.claims() else "no claim of its own"
 
 
 def cite(card: dict[str, Any]) -> str:
@@ -105,7 +109,7 @@ def strategy_page(e: catalogue.Entry) -> str:
         "## Run it", f"```\nnotan decode {e.slug} --model MODEL{amateur} --prompt TEXT{image}\n```",
         "## Flags", flag_table(e), "## The weights come to", f"{e.card['sum']}.",
         "## Deviations", "\n".join(f"- {d}" for d in e.card["deviations"]) or "None known.",
-        *(["## Ours", claim(e.slug)] if result(e.slug) else []),
+        *(["## Ours", claim(e.slug)] if e.slug in catalogue.claims() else []),
     ]
     return "\n\n".join(p.strip() for p in parts if p) + "\n"
 
@@ -122,6 +126,8 @@ def inspector_page(e: catalogue.Entry) -> str:
 
 def claim(slug: str) -> str:
     outcome = result(slug)
+    if outcome is None and slug in catalogue.claims():
+        return f"The claim is stated in `notan/claims/{slug}.py` and has not been run; `notan claim {slug}` does."
     if outcome is None:
         return "This method has no claim file of its own; `notan compare` measures it beside the others."
     lines = ["| arm | " + " | ".join(outcome["metrics"]) + " |", "| --- |" + " --- |" * len(outcome["metrics"])]

@@ -184,7 +184,8 @@ def augmented(found: Scenes, rng: np.random.Generator) -> Scenes:
     """
     from notan.views.geometry import crop, crop_boxes
 
-    x, cells = torch.from_numpy(found.pictures).permute(0, 3, 1, 2).float() / 255, found.cells.reshape(-1, CELLS, CELLS)
+    x = torch.from_numpy(found.pictures).permute(0, 3, 1, 2).float() / 255
+    cells: np.ndarray = found.cells.reshape(-1, CELLS, CELLS)
     for axis in (1, 2):
         turned = rng.random(len(x)) < 0.5
         x = torch.where(torch.from_numpy(turned)[:, None, None, None], x.flip(axis + 1), x)
