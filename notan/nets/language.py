@@ -142,7 +142,7 @@ def pretrained(source: str) -> CausalLM:
         raise NotanError(f"{source} is no language model that can be read: {str(error).strip().splitlines()[0]}",
                          "a folder or hub name with a causal language model, or a .gguf file", "check the name") from None
     if file:                                                            # read from it, and plain float32 since
-        model.config.quantization_config = None
+        del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False
     config = {"name": "hf", "source": source, "hash": fingerprint(model)}
     return CausalLM(model.train(), _tokenizer(path, **file), config)
