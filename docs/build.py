@@ -88,9 +88,10 @@ def flag_table(e: catalogue.Entry) -> str:
 
 def page(e: catalogue.Entry) -> str:
     """One method's page: its docstring, flags, recipes, deviations, the paper's numbers and ours."""
+    others = " simclr mae" if "image" in e.card["needs"] else ""
     parts = [
         f"# {e.slug}", cite(e.card), e.doc,
-        "## Run it", f"```\nnotan train {e.slug} --data DATA\nnotan compare {e.slug} simclr mae --data DATA\n```",
+        "## Run it", f"```\nnotan train {e.slug} --data DATA\nnotan compare {e.slug}{others} --data DATA\n```",
         "## Flags" if e.flags else "", flag_table(e) if e.flags else "",
         "## Recipes", *[f"`--recipe {name}`\n```json\n{json.dumps(r, indent=2)}\n```" for name, r in e.recipes.items()],
         "## Deviations", "\n".join(f"- {d}" for d in e.card["deviations"]) or "None known.",

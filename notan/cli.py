@@ -97,7 +97,8 @@ def _machine_flags(p: argparse.ArgumentParser) -> None:
     g = p.add_argument_group("machine")
     g.add_argument("--batch", type=int, help="rows of the global batch (default: the recipe's)")
     g.add_argument("--recipe", choices=["small", "paper"], default="small", help="settings for this machine, or the paper's own")
-    g.add_argument("--encoder", help="e.g. vit:dim=192,depth=6 | resnet18:width=32 | hf:NAME | a run folder")
+    g.add_argument("--encoder", help="e.g. vit:dim=192,depth=6 | resnet18:width=32 | hf:NAME | a run folder; of texts "
+                                     "gpt2:dim=256,depth=4 | hf:NAME")
     g.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     g.add_argument("--threads", type=int, help="torch threads (default: measured once)")
 
