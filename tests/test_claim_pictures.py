@@ -30,7 +30,7 @@ def test_a_scene_is_a_function_of_seed_and_row():
 
 
 def test_what_is_in_a_scene_is_where_it_says(monkeypatch):
-    monkeypatch.setattr(_scenes, "NOISE", 0)
+    monkeypatch.setattr(_scenes, "NOISE", (0, 0))
     for picture, cells in zip(*scenes(0, range(40), biased=False)):
         drawn = [np.ptp(picture[r * 16: r * 16 + 16, c * 16: c * 16 + 16].reshape(-1, 3).astype(int), axis=0).max() > 0
                  for r in range(3) for c in range(3)]

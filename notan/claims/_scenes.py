@@ -1,8 +1,9 @@
 """Scenes of icons on a 3 x 3 grid, with what is in them: pictures whose truth is known, for models that see.
 
-Sixteen emoji, each drawn by Google or Twitter, two to four in a scene, on a tinted ground with noise. In a *biased* scene the
-first object, if it is of a pair, brings its partner nine times in ten, so that about half of all objects of a pair come with
-the other, and a model may learn to say yes to the partner of what it sees. A scene is a function of (seed, row).
+Sixteen emoji, each drawn by Google or Twitter, two to four in a scene, on a tinted ground under noise, from a little to more
+than a model can look through. In a *biased* scene the first object, if it is of a pair, brings its partner nine times in ten,
+so that about half of all objects of a pair come with the other, and a model may learn to say yes to the partner of what it
+sees. A scene is a function of (seed, row).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ OBJECTS = {                                                             # as peo
     "apple": "red apple", "mushroom": "mushroom", "umbrella": "umbrella", "ball": "soccer ball", "rocket": "rocket",
 }
 PAIRS = (("dog", "ball"), ("cat", "fish"), ("car", "key"), ("cup", "book"))
-CELL, CELLS, NOISE = 16, 3, 30                                          # pixels of a cell, cells a side, deviation of the noise
+CELL, CELLS = 16, 3                                                     # pixels of a cell, cells a side
+NOISE = (30, 300)                                                       # deviation of a scene's noise, of 255: from, to
 SIDE = CELL * CELLS
 
 
@@ -68,7 +70,7 @@ def _drawn(rng: np.random.Generator, cells: np.ndarray) -> np.ndarray:
         h = sprite.shape[0]
         y, x = (CELL * at + int(rng.integers(0, CELL - h + 1)) for at in divmod(place, CELLS))
         picture[y: y + h, x: x + h] *= sprite
-    picture += rng.normal(0, NOISE / 255, picture.shape)
+    picture += rng.normal(0, rng.uniform(*NOISE) / 255, picture.shape)
     return (picture.clip(0, 1) * 255).round().astype(np.uint8)
 
 

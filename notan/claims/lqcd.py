@@ -27,8 +27,9 @@ CLAIM = {
     "confirms": "lqcd 1 is above leading on harmful hints beyond the 95% interval over seeds (weak), and above neutral alone on "
                 "harmful hints or on neutral questions beyond the interval and on the other not below it (strong)",
     "refutes": "lqcd 1 is not above leading on harmful hints, or neutral alone is at least as good on both (strong line fails)",
-    "protocol": "LLaVA of 0.3 M parameters, 1,200 steps of 32 biased scenes; two in five training questions carry a hint that "
-                "is right 85% of the time; neutral questions are given by rules from the leading one; without a hint lqcd "
+    "protocol": "LLaVA of 0.3 M parameters; on biased scenes 350 steps of 64 for the picture encoder, then 700 of 32 for all "
+                "of it; noise of deviation 30 to 300, drawn for each scene; two in five whole training questions carry a hint "
+                "that is right 85% of the time; neutral questions are given by rules from the leading one; without a hint lqcd "
                 "subtracts two made-up ones at half the strength; void (open) unless harmful hints turn over 20% of right "
                 "answers and 10% of all in the arm leading",
     "minutes": 30,
@@ -108,7 +109,7 @@ def seeing(seed: int, quick: bool) -> Any:
     from notan.claims._vlm import trained
     from notan.runs.reader import load
 
-    return load(*trained("leading", seed, steps=8 if quick else 1200))
+    return load(*trained("leading", seed, steps=8 if quick else 700))
 
 
 @lru_cache(maxsize=1)
