@@ -149,15 +149,25 @@ def test_ritual_must_beat_the_head_at_its_temperature():
     assert ritual.judge(_ritual(-1, 2))[0] == "refuted" and ritual.judge(_ritual(0, 0))[0] == "refuted"
 
 
-def _lqcd(harmful: float, neutral: float, introduced: float = 0.5):
-    arms = {"leading": (50.0, 80.0), "neutral alone": (80.0, 80.0), "lqcd 1": (80 + harmful, 80 + neutral),
+def _lqcd(hinted: float, neutral: float, introduced: float = 0.5, weak: float = 20):
+    """lqcd 1 so many points above neutral alone over all hints and without hints, and above leading under harmful ones."""
+    arms = {"leading": (50.0, 80.0), "neutral alone": (80.0, 80.0), "lqcd 1": (80 + hinted, 80 + neutral),
             "told to ignore hints": (70.0, 80.0)}
     noise = (0.0, 0.1, -0.1)
-    return {arm: {s: {"harmful": h + noise[(s + i) % 3], "neutral": n + noise[(s + i) % 3], "introduced": introduced,
+    return {arm: {s: {"harmful": (50 + weak if arm == "lqcd 1" else h) + noise[(s + i) % 3], "helpful": h + noise[(s + i) % 3],
+                      "hinted": h + noise[(s + i) % 3], "neutral": n + noise[(s + i) % 3], "introduced": introduced,
                       "changed": 0.3} for s in range(3)} for i, (arm, (h, n)) in enumerate(arms.items())}
 
 
 def test_lqcd_must_beat_the_neutral_question_alone():
     assert lqcd.judge(_lqcd(2, 0))[0] == "confirmed" and lqcd.judge(_lqcd(2, -2))[0] == "open"
-    assert lqcd.judge(_lqcd(0, 0))[0] == "refuted" and lqcd.judge(_lqcd(-40, 2))[0] == "refuted"
+    assert lqcd.judge(_lqcd(0, 0))[0] == "refuted" and lqcd.judge(_lqcd(2, 2, weak=-1))[0] == "refuted"
+    assert lqcd.judge(_lqcd(0, 0, weak=45))[0] == "refuted"             # gains where all hints are wrong count for nothing
     assert lqcd.judge(_lqcd(2, 0, introduced=0.05))[0] == "open"        # no sycophancy: nothing to cure
+
+
+def test_the_words_of_a_hint_say_nothing_of_the_answer():
+    items = asked_about(scenes(1, range(60), biased=False), 1, "any")
+    words = {truth: [lqcd.wording(i) for i, (*_, t) in enumerate(items) if t == truth] for truth in (True, False)}
+    assert sorted(words[True]) == sorted(words[False]) and set(words[True]) == set(TEMPLATES)
+    assert abs(np.mean([w in _vlm.HELD_OUT for w in words[True]]) - 0.5) < 0.02

@@ -197,8 +197,8 @@ def augmented(found: Scenes, rng: np.random.Generator) -> Scenes:
     left = np.where(seen, cells, -1)
     cut = (rng.random(len(x)) < 0.5) & ((left >= 0).sum((1, 2)) >= 2)
     x = torch.where(torch.from_numpy(cut)[:, None, None, None], crop(x, boxes, None, SIDE).pixels, x)
-    cells = np.where(cut[:, None, None], left, cells).reshape(-1, CELLS**2)
-    return Scenes((x * 255).round().byte().permute(0, 2, 3, 1).numpy(), cells)
+    cells = np.where(cut[:, None, None], left, cells)
+    return Scenes((x * 255).round().byte().permute(0, 2, 3, 1).numpy(), cells.reshape(-1, CELLS**2))
 
 
 def asked_about(found: Scenes, seed: int, absent: str = "partner") -> list[tuple[int, str, bool]]:
