@@ -53,6 +53,7 @@ def test_states_are_what_the_head_reads_and_padding_is_not_seen(family):
     ids = torch.randint(3, 50, (2, 7), generator=torch.Generator().manual_seed(0))
     z, h = language(ids)
     torch.testing.assert_close(model.get_output_embeddings()(h), z)
+    assert torch.equal(language.states(ids), h) and not model.get_output_embeddings()._forward_pre_hooks
     longer = torch.cat([ids, ids[:, :3] * 0 + 9], dim=1)
     torch.testing.assert_close(language(longer)[1][:, :7], h)
     masked = model(input_ids=longer, attention_mask=(torch.arange(10) < 7).long().expand(2, -1)).logits[:, :7]

@@ -80,9 +80,10 @@ def test_a_tokenizer_of_a_run_that_never_began_is_not_kept(texts, tmp_path):
     for name in ("config.yaml", "metrics.jsonl"):
         (first.path / name).unlink()
     shutil.rmtree(first.path / "state")
-    (first.path / "model" / "config.json").unlink()
     second = train("simctg", texts, out=tmp_path / "r", **HOW)
     assert (second.path / "model" / "tokenizer.json").read_text() != stale
+    clean = train("simctg", texts, out=tmp_path / "clean", **HOW)
+    assert all(torch.equal(weights(second)[k], v) for k, v in weights(clean).items())
 
 
 def test_a_pretrained_model_goes_on(run, texts, tmp_path):

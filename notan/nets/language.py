@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,26 +57,46 @@ class CausalLM(nn.Module):
 
         The mask hides nothing: nothing that counts comes after padding, and so the fast causal kernels run.
         """
-        with _read_by_head(self.model) as states:
+        states: list[Tensor] = []
+        with _at_head(self.model, states.append):
             logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         return logits, states[0]
+
+    def states(self, ids: Tensor) -> Tensor:
+        """The states alone (B, T, D): the pass ends where the head would begin, which for many tokens is most of it."""
+        def stop(states: Tensor) -> None:
+            raise _Reached(states)
+
+        try:
+            with _at_head(self.model, stop):
+                self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        except _Reached as reached:
+            return reached.states
+        raise NotanError(f"the head of {type(self.model).__name__} is not part of its forward pass", "a causal language model")
 
     def features(self, texts: list[str]) -> Tensor:
         return torch.cat([self._means(texts[i : i + CHUNK]) for i in range(0, len(texts), CHUNK)])
 
     def _means(self, texts: list[str]) -> Tensor:
         ids, pad = self.tokens(texts)
-        h, real = self(ids)[1], ~pad[..., None]                         # (B, T, D), (B, T, 1)
+        h, real = self.states(ids), ~pad[..., None]                     # (B, T, D), (B, T, 1)
         return (h * real).sum(1) / real.sum(1).clamp(min=1)             # an empty text is at 0
 
 
+class _Reached(Exception):
+    """The head was reached, with these states."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
 @contextmanager
-def _read_by_head(model: Any) -> Iterator[list[Tensor]]:
-    """What the head reads, forward pass by forward pass. `hidden_states[-1]` is before the last norm in some models."""
-    states: list[Tensor] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: states.append(inputs[0]))
+def _at_head(model: Any, seen: Callable[[Tensor], None]) -> Iterator[None]:
+    """`seen` gets what the head reads in each forward pass; `hidden_states[-1]` is before the last norm in some models."""
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: seen(inputs[0]))
     try:
-        yield states
+        yield
     finally:
         hook.remove()
 

@@ -82,7 +82,7 @@ def _tower(config: Config, asked: catalogue.Parameter, info: DataInfo, home: Pat
     spec = config.towers[asked.name]
     if not _language(asked):
         return build_encoder(spec, info)
-    if home is not None and (home / asked.name / "config.json").exists():
+    if home is not None and (home / "config.yaml").exists() and (home / asked.name / "config.json").exists():
         return build_language(f"hf:{home / asked.name}")                # a finished run has all it needs
     if home is not None and _wants_tokenizer(spec, asked):
         name, options = parse(spec)
