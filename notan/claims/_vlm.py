@@ -5,7 +5,7 @@
 trains it, saves it as `AutoModelForImageTextToText` and `AutoProcessor` open it, and shows what it answers. It reads questions
 ("Is there a dog?", yes or no) and an order ("Describe the picture."). As for large ones, the picture encoder comes first: its
 cells are drawn to the words for what they show, among all sixteen; then all of it learns to answer. The scenes are biased (see
-`_scenes.py`), so it comes to name partners that are not there. Three kinds: `plain`; `augmented`, whose pictures are mirrored
+`_scenes.py`), so it comes to name partners that are not there. Three kinds: `plain`; `augmented`, whose pictures are mirrored,
 and cropped while it learns to answer; `leading`, where two whole questions in five come with a hint that is right 85% of the
 time, so that following the hint pays; but after the instruction to ignore hints, in a quarter of these, it is right half of
 the time.
@@ -91,8 +91,8 @@ def trained(kind: str, seed: int, steps: int, batch: int = 32, lr: float = 2e-3)
     model = fresh(made.tokenizer, seed).train()
     parts = [model.model.vision_tower, model.model.multi_modal_projector, model.get_input_embeddings()]
     words = torch.tensor(made.tokenizer.convert_tokens_to_ids(["<unk>", *NAMES]))
-    _fit([p for part in parts for p in part.parameters()], max(1, steps // 2), lr,
-         lambda n: naming(model, scenes(seed, range(FIRST + n * 64, FIRST + (n + 1) * 64), biased=True), words))
+    _fit([p for part in parts for p in part.parameters()], steps, lr,
+         lambda n: naming(model, shown(kind, seed, range(FIRST + n * 64, FIRST + (n + 1) * 64)), words))
     _fit(list(model.parameters()), steps, lr,
          lambda n: model(**lesson(kind, seed, range(n * batch, (n + 1) * batch), made.tokenizer)).loss)
     return model.eval(), made
@@ -108,6 +108,12 @@ def _fit(parameters: list[torch.nn.Parameter], steps: int, lr: float, loss: Call
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         optimiser.zero_grad()
+
+
+def shown(kind: str, seed: int, rows: range) -> Scenes:
+    """What the picture encoder learns from: biased scenes, mirrored ones for `augmented`; crops have no cells to name."""
+    found = scenes(seed, rows, biased=True)
+    return mirrored(found, np.random.default_rng((seed, 3, rows.start))) if kind == "augmented" else found
 
 
 def naming(model: Any, found: Scenes, words: Tensor) -> Tensor:
@@ -177,19 +183,15 @@ def _whole(name: str, truth: bool, kind: str, told: bool, rng: np.random.Generat
 
 
 def augmented(found: Scenes, rng: np.random.Generator) -> Scenes:
-    """Each picture mirrored either way half of the time, and half of them cropped to 50 to 100% of their area.
+    """Mirrored, then half of the pictures cropped to 50 to 100% of their area.
 
     cells say what is still to be seen, in the new reading order: an object whose cell's centre is cut away is gone. A crop
     that would leave fewer than two objects is not made.
     """
     from notan.views.geometry import crop, crop_boxes
 
-    x = torch.from_numpy(found.pictures).permute(0, 3, 1, 2).float() / 255
-    cells: np.ndarray = found.cells.reshape(-1, CELLS, CELLS)
-    for axis in (1, 2):
-        turned = rng.random(len(x)) < 0.5
-        x = torch.where(torch.from_numpy(turned)[:, None, None, None], x.flip(axis + 1), x)
-        cells = np.where(turned[:, None, None], np.flip(cells, axis), cells)
+    found = mirrored(found, rng)
+    x, cells = torch.from_numpy(found.pictures).permute(0, 3, 1, 2).float() / 255, found.cells.reshape(-1, CELLS, CELLS)
     boxes = crop_boxes(torch.from_numpy(rng.integers(2**62, size=len(x))), height=SIDE, width=SIDE, scale=(0.5, 1.0))
     x0, y0, x1, y1 = boxes.double().numpy().T[:, :, None]                                   # (N, 1), shares of the side
     at = (np.arange(CELLS) + 0.5) / CELLS
@@ -199,6 +201,16 @@ def augmented(found: Scenes, rng: np.random.Generator) -> Scenes:
     x = torch.where(torch.from_numpy(cut)[:, None, None, None], crop(x, boxes, None, SIDE).pixels, x)
     cells = np.where(cut[:, None, None], left, cells)
     return Scenes((x * 255).round().byte().permute(0, 2, 3, 1).numpy(), cells.reshape(-1, CELLS**2))
+
+
+def mirrored(found: Scenes, rng: np.random.Generator) -> Scenes:
+    """Each picture turned left to right half of the time, and upside down half of the time, its cells with it."""
+    x, cells = found.pictures, found.cells.reshape(-1, CELLS, CELLS)
+    for axis in (1, 2):
+        turned = rng.random(len(x)) < 0.5
+        x = np.where(turned[:, None, None, None], np.flip(x, axis), x)
+        cells = np.where(turned[:, None, None], np.flip(cells, axis), cells)
+    return Scenes(x, cells.reshape(-1, CELLS**2))
 
 
 def asked_about(found: Scenes, seed: int, absent: str = "partner") -> list[tuple[int, str, bool]]:

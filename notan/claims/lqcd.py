@@ -37,7 +37,7 @@ CLAIM = {
                 "that is right 85% of the time; neutral questions are given by rules from the leading one; without a hint lqcd "
                 "subtracts two made-up ones at half the strength; void (open) unless harmful hints turn over 20% of right "
                 "answers and 10% of all in the arm leading",
-    "minutes": 30,
+    "minutes": 20,
     "strategies": ["lqcd", "vcd"],
     "uses": ["_scenes.py", "_vlm.py"],
     "methods": [],
