@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from torch import nn
 
 from notan.errors import NotanError
-from notan.probes.features import extract, pixels
+from notan.probes.features import WORDS, extract, pixels
+from notan.probes.features import words as bag
 from notan.probes.finetune import finetune, parameter_groups
 from notan.probes.knn import knn_cosine, knn_euclidean, nearest_cosine, nearest_euclidean
 from notan.probes.segmentation import segmentation
@@ -279,3 +281,11 @@ def test_layer_decay_follows_names():
     decay = {name: by_id[id(p)]["weight_decay"] for name, p in model.named_parameters()}
     assert decay["head.weight"] == 0.1 and decay["head.bias"] == 0 and decay["encoder.norm.weight"] == 0
     assert len(by_id) == len(list(model.parameters()))
+
+
+def test_a_bag_of_words_counts_words_whatever_their_case_and_order():
+    bags = bag({"text": ["A cat, a dog.", "dog A a CAT", "a cat", "", "bird"]})
+    assert bags.shape == (5, WORDS) and torch.equal(bags[0], bags[1]) and bags[3].abs().max() == 0
+    once, twice = math.log(2), math.log(3)                              # cat and dog; a
+    cos = (once**2 + twice * once) / math.sqrt((2 * once**2 + twice**2) * 2 * once**2)
+    assert float(bags[0] @ bags[2]) == pytest.approx(cos, rel=1e-5) and float(bags[0] @ bags[4]) == 0
