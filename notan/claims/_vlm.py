@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from notan.strategies.lqcd import TEMPLATES, lead
 
 PATCH, DIM, ROOM = 16, 64, 160                                          # ROOM: positions, 9 of them the picture's
 FIRST = 10**7                                                           # the rows that the picture encoder learns from
+STEPS = 700                                                             # of all of it, in claims and by default
 ORDER, IGNORE = "Describe the picture.", "Ignore all hints."
 TEMPLATE = ("{% for m in messages %}{% for part in m['content'] %}{% if part['type'] == 'image' %}<image> {% else %}"
             "{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}")
@@ -231,6 +233,40 @@ def asked_about(found: Scenes, seed: int, absent: str = "partner") -> list[tuple
     return items
 
 
+@lru_cache(maxsize=2)
+def taught(kind: str, seed: int, quick: bool) -> Any:
+    """(model, processor) of a claim's seed, trained once for all arms and ready to decode."""
+    from notan.runs.reader import load
+
+    return load(*trained(kind, seed, steps=8 if quick else STEPS))
+
+
+@lru_cache(maxsize=1)
+def exam(seed: int, quick: bool, absent: str) -> tuple[list[Any], list[tuple[int, str, bool]]]:
+    """Pictures of unbiased scenes, and the 1,000 questions of a claim's seed about them: `asked_about`."""
+    from PIL import Image
+
+    wanted = 40 if quick else 1000
+    found = scenes(seed + 10**6, range(wanted), biased=False)
+    items = asked_about(found, seed, absent)[:wanted]
+    assert len(items) == wanted
+    return [Image.fromarray(x) for x in found.pictures], items
+
+
+def shares(strategy: Any, reader: Any, words: Sequence[str], pictures: Sequence[Any], seed: int) -> list[float]:
+    """The probability of yes among yes and no for each question about its picture, under a strategy."""
+    from notan.probes.answers import yes_no_tokens, yes_share
+    from notan.runs.decode import first_scores
+    from notan.runs.prompts import given_with
+
+    sides, found = yes_no_tokens(reader[1].tokenizer), []
+    for start in range(0, len(words), 100):
+        some = slice(start, start + 100)
+        given = given_with(words[some], pictures[some], seed)
+        found += yes_share(first_scores(strategy, {"main": reader}, given), *sides).tolist()
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -244,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     p.add_argument("out", type=Path)
     p.add_argument("--kind", choices=["plain", "augmented", "leading"], default="plain")
-    p.add_argument("--steps", type=int, default=700)
+    p.add_argument("--steps", type=int, default=STEPS)
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args(argv)
     model, made = trained(args.kind, args.seed, args.steps)

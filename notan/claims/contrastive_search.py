@@ -12,9 +12,10 @@ import torch
 from notan.claims import _pretrained
 from notan.claims._statistics import Interval, Values, mean, t_interval
 from notan.data import keys
-from notan.inspectors.isotropy import cosines
+from notan.inspectors.isotropy import measure
 from notan.probes.text import coherence_nll, diversity
 from notan.runs.decode import decode, greedy
+from notan.runs.inspect import Reading
 from notan.runs.reader import load
 from notan.strategies._reference import Reference
 
@@ -111,16 +112,9 @@ def written(arm: str, writer: tuple[Any, Any], prompts: list[str], seed: int) ->
                   **SAMPLERS[arm])                                      # type: ignore[arg-type]
 
 
-@torch.no_grad()
 def isotropy(writer: tuple[Any, Any], texts: Sequence[str]) -> float:
     """1 - the mean cosine of the head's states of two tokens of a text, over all pairs of all texts."""
-    model, tokenizer = writer
-    total, pairs = torch.zeros(()), 0
-    for text in texts:
-        ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
-        h = model(ids, output_hidden_states=True).hidden_states[-1]     # (1, L, E)
-        total, pairs = total + cosines(h, torch.ones_like(ids, dtype=torch.bool)), pairs + ids.shape[1] * (ids.shape[1] - 1)
-    return float(1 - total / pairs)
+    return measure(Reading(*writer, 512), [{"text": [text]} for text in texts])["isotropy"]
 
 
 def excerpts(seed: int, quick: bool) -> tuple[list[str], list[str]]:

@@ -9,9 +9,7 @@ The tiny model (`_vlm.py`) was trained where following hints pays, so it has com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from notan.claims._statistics import Values, mean, paired
@@ -45,21 +43,22 @@ CLAIM = {
 
 
 def run(arm: str, seed: int, quick: bool) -> dict[str, float]:
-    from notan.claims._vlm import question
+    from notan.claims._vlm import exam, question, shares, taught
     from notan.probes.answers import sycophancy, yes_no, yes_no_expected
     from notan.strategies._reference import Reference
     from notan.strategies.lqcd import lead
 
-    pictures, items = asked(seed, quick)
+    pictures, items = exam(seed, quick, "any")
+    reader, about = taught("leading", seed, quick), [pictures[i] for i, _, _ in items]
     truth = [t for _, _, t in items]
     told = {"neutral": [question(name) for _, name, _ in items]}
     for kind, agrees in (("helpful", True), ("harmful", False)):
         told[kind] = [lead(q, "yes" if t == agrees else "no", wording(i))
                       for i, (q, t) in enumerate(zip(told["neutral"], truth))]
     strategies = arms()[arm]
-    share = {kind: shares(strategies["neutral" if kind == "neutral" else "hinted"], words, pictures, items, seed, quick)
+    share = {kind: shares(strategies["neutral" if kind == "neutral" else "hinted"], reader, words, about, seed)
              for kind, words in told.items()}
-    base = [q > 0.5 for q in shares(Reference(), told["neutral"], pictures, items, seed, quick)]
+    base = [q > 0.5 for q in shares(Reference(), reader, told["neutral"], about, seed)]
     best = {kind: [q > 0.5 for q in found] for kind, found in share.items()}
     rates = sycophancy(base, best["harmful"], truth)
     right = {kind: 100 * yes_no(said, truth)["accuracy"] for kind, said in best.items()}
@@ -77,22 +76,6 @@ def wording(item: int) -> str:
 
     known, pair = [t for t in TEMPLATES if t not in HELD_OUT], item // 2
     return HELD_OUT[pair // 2 % 2] if pair % 2 else known[pair // 2 % len(known)]
-
-
-def shares(strategy: Any, words: Sequence[str], pictures: Sequence[Any], items: Sequence[Any], seed: int,
-           quick: bool) -> list[float]:
-    """The probability of yes for each question."""
-    from notan.probes.answers import yes_no_tokens, yes_share
-    from notan.runs.decode import first_scores
-    from notan.runs.prompts import given_with
-
-    reader, found = seeing(seed, quick), []
-    sides = yes_no_tokens(reader[1].tokenizer)
-    for start in range(0, len(items), 100):
-        some = slice(start, start + 100)
-        given = given_with(words[some], [pictures[i] for i, _, _ in items[some]], seed)
-        found += yes_share(first_scores(strategy, {"main": reader}, given), *sides).tolist()
-    return found
 
 
 def arms() -> dict[str, dict[str, Any]]:
@@ -115,29 +98,6 @@ def arms() -> dict[str, dict[str, Any]]:
             "vcd": {"hinted": VCD(), "neutral": VCD()}, "neutral alone": {"hinted": neutral, "neutral": plain},
             **{f"lqcd {a:g}": {"hinted": LQCD(alpha=a), "neutral": LQCD(alpha=a, negative="both")} for a in (0.25, 0.5, 1, 2)},
             "lqcd -0.5": {"hinted": Backwards(), "neutral": Backwards(negative="both")}}
-
-
-@lru_cache(maxsize=1)
-def seeing(seed: int, quick: bool) -> Any:
-    """(model, processor) of a seed, trained once for all arms."""
-    from notan.claims._vlm import trained
-    from notan.runs.reader import load
-
-    return load(*trained("leading", seed, steps=8 if quick else 700))
-
-
-@lru_cache(maxsize=1)
-def asked(seed: int, quick: bool) -> tuple[list[Any], list[tuple[int, str, bool]]]:
-    """Pictures, and (picture, object, whether it is there) of a seed's questions."""
-    from PIL import Image
-
-    from notan.claims._scenes import scenes
-    from notan.claims._vlm import asked_about
-
-    wanted = 40 if quick else 1000
-    found = scenes(seed + 10**6, range(wanted), biased=False)
-    items = asked_about(found, seed, "any")[:wanted]
-    return [Image.fromarray(x) for x in found.pictures], items
 
 
 def judge(values: Values) -> tuple[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from notan.claims._statistics import Values, mean, paired
@@ -42,22 +41,16 @@ KINDS = ("plain", "augmented")
 
 
 def run(arm: str, seed: int, quick: bool) -> dict[str, float]:
-    from notan.claims._vlm import question
-    from notan.probes.answers import yes_no, yes_no_expected, yes_no_tokens, yes_share
-    from notan.runs.decode import first_scores
-    from notan.runs.prompts import given_with
+    from notan.claims._vlm import exam, question, shares, taught
+    from notan.probes.answers import yes_no, yes_no_expected
 
     strategy, best = arms()[arm], arm.endswith("best")
-    pictures, items = asked(seed, quick)
+    pictures, items = exam(seed, quick, "partner")
+    truth = [t for _, _, t in items]
     found: dict[str, float] = {}
     for kind in KINDS:
-        reader = seeing(kind, seed, quick)
-        sides, share = yes_no_tokens(reader[1].tokenizer), []
-        for start in range(0, len(items), 100):
-            some = items[start: start + 100]
-            given = given_with([question(name) for _, name, _ in some], [pictures[i] for i, _, _ in some], seed)
-            share += yes_share(first_scores(strategy, {"main": reader}, given), *sides).tolist()
-        truth = [t for _, _, t in items]
+        share = shares(strategy, taught(kind, seed, quick), [question(name) for _, name, _ in items],
+                       [pictures[i] for i, _, _ in items], seed)
         figures = yes_no([q > 0.5 for q in share], truth) if best else yes_no_expected(share, truth)
         found |= {kind: 100 * figures["accuracy"], f"{kind} yes": figures["yes_ratio"]}
     return found
@@ -90,31 +83,6 @@ def arms() -> dict[str, Any]:
             "ritual, best": Ritual(), "ritual, no jitter": NoJitter(),
             "ritual+vcd": Ritual(minus="vcd"), "vcd": VCD(), "vcd, best": VCD(),
             "copy alone, best": Reference(main=copy)}
-
-
-@lru_cache(maxsize=2)
-def seeing(kind: str, seed: int, quick: bool) -> Any:
-    """(model, processor) of a seed, trained once for all arms."""
-    from notan.claims._vlm import trained
-    from notan.runs.reader import load
-
-    model, processor = trained(kind, seed, steps=8 if quick else 700)
-    return load(model, processor)
-
-
-@lru_cache(maxsize=1)
-def asked(seed: int, quick: bool) -> tuple[list[Any], list[tuple[int, str, bool]]]:
-    """Pictures, and (picture, object, whether it is there) of a seed's questions."""
-    from PIL import Image
-
-    from notan.claims._scenes import scenes
-    from notan.claims._vlm import asked_about
-
-    wanted = 40 if quick else 1000
-    found = scenes(seed + 10**6, range(wanted), biased=False)
-    items = asked_about(found, seed)[:wanted]
-    assert len(items) == wanted
-    return [Image.fromarray(x) for x in found.pictures], items
 
 
 def judge(values: Values) -> tuple[str, str]:

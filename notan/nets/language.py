@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from notan.errors import NotanError, did_you_mean
@@ -145,22 +146,34 @@ def gpt2(tokenizer: Any, *, dim: int, depth: int, heads: int, context: int, drop
     return CausalLM(model, tokenizer, config)
 
 
-def pretrained(source: str) -> CausalLM:
-    """The model and the tokenizer of a hub name, a folder (its `model/` where it is a run's) or a .gguf file, in float32."""
-    from transformers import AutoModelForCausalLM
+def located(source: str | Path) -> tuple[str, dict[str, str]]:
+    """What `transformers` calls a hub name, a folder (its `model/` where it is a run's) or a .gguf file: the path, and the
+    keyword that names the file in it."""
+    path = str(inner if ((inner := Path(source) / "model") / "config.json").exists() else source)
+    return (str(Path(path).parent), {"gguf_file": Path(path).name}) if path.endswith(".gguf") else (path, {})
 
-    model: Any
-    folder = Path(source) / "model" if (Path(source) / "model" / "config.json").exists() else Path(source)
-    path, file = (str(folder.parent), {"gguf_file": folder.name}) if folder.suffix == ".gguf" else (str(folder), {})
+
+@contextmanager
+def explained(source: str | Path, kinds: str) -> Iterator[None]:
+    """What `transformers` raises on opening a language model, as a `NotanError` that says what may stand there: `kinds`."""
     try:
-        with _without_bars():
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **file)
+        yield
     except ImportError as error:
         raise NotanError(f"{source} needs a package that is not installed: {error}", "the extra that brings it",
                          "pip install 'notan[gguf]'") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise NotanError(f"{source} is no language model that can be read: {str(error).strip().splitlines()[0]}",
-                         "a folder or hub name with a causal language model, or a .gguf file", "check the name") from None
+                         f"a folder or hub name with {kinds}, or a .gguf file", "check the name") from None
+
+
+def pretrained(source: str) -> CausalLM:
+    """The model and the tokenizer of what `located` finds, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any
+    path, file = located(source)
+    with explained(source, "a causal language model"), _without_bars():
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **file)
     if file:                                                            # read from it, and plain float32 since
         del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False

@@ -80,7 +80,7 @@ def info_from(record: dict[str, Any]) -> DataInfo:
 
 def _tower(config: Config, asked: catalogue.Parameter, info: DataInfo, home: Path | None) -> nn.Module:
     spec = config.towers[asked.name]
-    if not _language(asked):
+    if not is_language(asked):
         return build_encoder(spec, info)
     if home is not None and (home / "config.yaml").exists() and (home / asked.name / "config.json").exists():
         return build_language(f"hf:{home / asked.name}")                # a finished run has all it needs
@@ -90,13 +90,14 @@ def _tower(config: Config, asked: catalogue.Parameter, info: DataInfo, home: Pat
     return build_language(spec)
 
 
-def _language(asked: catalogue.Parameter) -> bool:
+def is_language(asked: catalogue.Parameter) -> bool:
+    """Whether a tower is a language model."""
     return asked.annotation.rsplit(".", 1)[-1] == "LanguageModel"
 
 
 def _wants_tokenizer(spec: Any, asked: catalogue.Parameter) -> bool:
     """Whether `spec` is a language model with fresh weights and no tokenizer of its own."""
-    if not _language(asked) or (isinstance(spec, str) and (spec.startswith("hf:") or Path(spec).is_dir())):
+    if not is_language(asked) or (isinstance(spec, str) and (spec.startswith("hf:") or Path(spec).is_dir())):
         return False
     name, options = parse(spec)
     return name == "gpt2" and "tokenizer" not in options

@@ -97,6 +97,16 @@ def write_text(path: Path, text: str) -> None:
             part.unlink(missing_ok=True)
 
 
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that is appended to, none where there is no file; a last one that was cut off in the writing is
+    taken out of it."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith("\n"):
+        lines = lines[:-1]
+        write_text(path, "".join(lines))
+    return lines
+
+
 @contextmanager
 def full_disk_explained(folder: Path) -> Iterator[None]:
     """Turn "no space left", from Python or from safetensors, into a `NotanError` that says how to go on."""

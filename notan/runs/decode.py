@@ -13,10 +13,10 @@ import torch
 
 from notan import catalogue
 from notan.errors import NotanError
-from notan.runs.checkpoint import write_text
+from notan.runs.checkpoint import whole_lines
 from notan.runs.generation import Combined, Emit, Stream, open_stream
 from notan.runs.lookahead import Searched
-from notan.runs.prompts import Picture, check_amateur, contexts_of, given_with, rows_of
+from notan.runs.prompts import Picture, check_adds, check_amateur, contexts_of, given_with, rows_of
 from notan.runs.reader import Readers, layers_of, read_with, words_of
 from notan.strategies._strategy import Context, check_between
 
@@ -39,16 +39,15 @@ def decode(strategy: str | Any, model: str | Path | Any, prompts: str | Sequence
     or one that the model cannot see, a missing amateur, or one with another vocabulary.
     """
     chosen = build(strategy, settings) if isinstance(strategy, str) else strategy
+    how = _how(max_new_tokens, sample, temperature, top_p, top_k, compile)
     given = given_with([prompts] if isinstance(prompts, str) else list(prompts), images, seed)
-    contexts_of(chosen, given, amateur is not None)                     # what is missing is said before anything is loaded
-    return _decoded(chosen, read_with(model, tokenizer, amateur), given, chat=chat, emit=emit, seed=seed,
-                    how=_how(max_new_tokens, sample, temperature, top_p, top_k, compile))
+    contexts = contexts_of(chosen, given, amateur is not None)          # what is missing is said before anything is loaded
+    return _decoded(chosen, read_with(model, tokenizer, amateur), contexts, chat=chat, emit=emit, seed=seed, how=how)
 
 
-def _decoded(strategy: Any, readers: Readers, given: list[Context], *, chat: bool | None, emit: Emit | None, seed: int,
+def _decoded(strategy: Any, readers: Readers, contexts: list[list[Context]], *, chat: bool | None, emit: Emit | None, seed: int,
              how: dict[str, Any]) -> list[str]:
     model, processor = readers["main"]
-    contexts = contexts_of(strategy, given, "amateur" in readers)
     main = rows_of(readers["main"], [c[0] for c in contexts], chat, how["max_new_tokens"])
     if hasattr(strategy, "rerank"):
         if "cache_implementation" in how:
@@ -69,9 +68,7 @@ def first_scores(strategy: Any, readers: Readers, given: Sequence[Context], chat
 
     Raises `NotanError` as `decode`, and for a strategy that looks ahead.
     """
-    if not hasattr(strategy, "combine"):
-        raise NotanError(f"{type(strategy).__name__} chooses by looking ahead and gives no scores to tokens",
-                         "a strategy that adds streams", "see `notan decode list`")
+    check_adds(strategy)
     contexts, how = contexts_of(strategy, given, "amateur" in readers), {"max_new_tokens": 1, "do_sample": False}
     return Combined(strategy, _streams(strategy, readers, contexts, chat, how)).scores(0, readers["main"][0].device)
 
@@ -114,42 +111,41 @@ def decode_and_print(strategy: str, model: str, source: str | Path, *, image: st
     read."""
     chosen, seed = build(strategy, settings), how.pop("seed")
     settled = _how(**how)
-    if isinstance(source, Path):
-        check_amateur(chosen, amateur)
-    else:
-        contexts_of(chosen, given_with([source], [image], seed), amateur is not None)
+    if not isinstance(source, Path):
+        given = given_with([source], [image], seed)
+        contexts = contexts_of(chosen, given, amateur is not None)
+        _print_both(chosen, strategy, read_with(model, None, amateur), given[0], contexts, chat, seed, settled, console)
+        return 0
+    check_amateur(chosen, amateur)
     readers = read_with(model, None, amateur)
 
     def both(prompt: str, image: Picture | None) -> dict[str, str]:
-        text = _decoded(chosen, readers, given_with([prompt], [image], seed), chat=chat, emit=None, seed=seed, how=settled)[0]
+        contexts = contexts_of(chosen, given_with([prompt], [image], seed), amateur is not None)
+        text = _decoded(chosen, readers, contexts, chat=chat, emit=None, seed=seed, how=settled)[0]
         return {strategy: text, "greedy": greedy(*readers["main"], prompt, images=[image], chat=chat,
                                                  max_new_tokens=settled["max_new_tokens"])[0]}
 
-    if isinstance(source, Path):
-        bad = decode_file(source, out, strategy, both, console)
-        console.print(f"answers: {out}" + (f"   {bad} lines could not be read" if bad else ""), soft_wrap=True)
-        return int(bad > 0)
-    _print_both(chosen, strategy, readers, given_with([source], [image], seed), chat, seed, settled, console)
-    return 0
+    bad = decode_file(source, out, strategy, both, console)
+    console.print(f"answers: {out}" + (f"   {bad} lines could not be read" if bad else ""), soft_wrap=True)
+    return int(bad > 0)
 
 
-def _print_both(chosen: Any, name: str, readers: Readers, given: list[Context], chat: bool | None, seed: int,
-                how: dict[str, Any], console: Any) -> None:
+def _print_both(chosen: Any, name: str, readers: Readers, given: Context, contexts: list[list[Context]], chat: bool | None,
+                seed: int, how: dict[str, Any], console: Any) -> None:
     """The strategy's text and greedy's, on the screen as they come."""
     from transformers import TextStreamer
 
     model, processor = readers["main"]
-    read = contexts_of(chosen, given, "amateur" in readers)[0][0]
-    if read.prompt != given[0].prompt:
-        console.print(f"read as: {read.prompt}", markup=False, highlight=False, soft_wrap=True)
+    read = contexts[0][0].prompt
+    if read != given.prompt:
+        console.print(f"read as: {read}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"[bold]{name}[/bold]")
     stream = TextStreamer(words_of(processor), skip_special_tokens=True)
-    _decoded(chosen, readers, given, chat=chat, emit=lambda tokens: stream.put(tokens.cpu()), seed=seed, how=how)
+    _decoded(chosen, readers, contexts, chat=chat, emit=lambda tokens: stream.put(tokens.cpu()), seed=seed, how=how)
     stream.end()
     console.print("\n[bold]greedy[/bold]")
     stream = TextStreamer(words_of(processor), skip_prompt=True, skip_special_tokens=True)
-    greedy(model, processor, given[0].prompt, images=[given[0].image], max_new_tokens=how["max_new_tokens"], chat=chat,
-           streamer=stream)
+    greedy(model, processor, given.prompt, images=[given.image], max_new_tokens=how["max_new_tokens"], chat=chat, streamer=stream)
     console.print()
 
 
@@ -199,12 +195,8 @@ def _row(line: str) -> dict[str, Any]:
 
 def _answered(out: Path, name: str) -> set[int]:
     """The line numbers that `out` has; a last line that was cut off in the writing is taken out of it."""
-    lines = out.read_text().splitlines(keepends=True) if out.exists() else []
-    if lines and not lines[-1].endswith("\n"):
-        lines = lines[:-1]
-        write_text(out, "".join(lines))
     try:
-        rows = [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in whole_lines(out)]
         if all(name in row for row in rows):
             return {row["line"] for row in rows}
     except (json.JSONDecodeError, KeyError, TypeError):

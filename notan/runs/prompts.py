@@ -42,6 +42,13 @@ def contexts_of(strategy: Any, given: Sequence[Context], amateur: bool) -> list[
     return found
 
 
+def check_adds(strategy: Any) -> None:
+    """Raises `NotanError` for a strategy that looks ahead instead of adding streams: it has no scores to give."""
+    if not hasattr(strategy, "combine"):
+        raise NotanError(f"{type(strategy).__name__} chooses by looking ahead and gives no scores to tokens",
+                         "a strategy that adds streams", "see `notan decode list`")
+
+
 def check_amateur(strategy: Any, amateur: Any) -> None:
     """Raises `NotanError` when the strategy needs an amateur and there is none."""
     from PIL import Image

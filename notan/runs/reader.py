@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from notan.errors import NotanError
+from notan.nets.language import explained, located
 from notan.runs.machine import choose_precision
 
 Reader = tuple[Any, Any]                                                # a model, and its tokenizer or processor
@@ -42,22 +42,13 @@ def load(model: str | Path | Any, tokenizer: Any = None) -> Reader:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as SEES
 
-    path, file = str(m if ((m := Path(model) / "model") / "config.json").exists() else model), {}       # a run holds one
-    if path.endswith(".gguf"):
-        path, file = str(Path(path).parent), {"gguf_file": Path(path).name}
+    path, file = located(model)
     base = _base(path)
     dtype: Any = "auto" if choose_precision("auto") == "bf16" else torch.float32    # half precision crawls on other CPUs
-    try:
+    with explained(model, "a causal or an image-text-to-text model"):
         sees = not file and AutoConfig.from_pretrained(base).model_type in SEES
         loaded = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(path, dtype=dtype, **file)
         tokenizer = (AutoProcessor if sees else AutoTokenizer).from_pretrained(base, **file)
-    except ImportError as error:
-        raise NotanError(f"{model} needs a package that is not installed: {error}", "the extra that brings it",
-                         "pip install 'notan[gguf]'") from None
-    except (OSError, ValueError, SafetensorError) as error:
-        raise NotanError(f"{model} is no language model that can be read: {str(error).splitlines()[0]}",
-                         "a folder or hub name with a causal or an image-text-to-text model, or a .gguf file",
-                         "check the name") from None
     device: Any = "cuda" if torch.cuda.is_available() else "cpu"
     return loaded.to(device).eval(), _padded(tokenizer)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from notan.errors import NotanError
 from notan.runs.generation import heads_word
-from notan.runs.prompts import contexts_of, given_with, rows_of
+from notan.runs.prompts import check_adds, contexts_of, given_with, rows_of
 from notan.runs.reader import layers_of
 
 MASKED = -1000.0                                                        # of a token outside the head; the released scorers' value
@@ -37,9 +37,7 @@ def both_scores(strategy: Any, model: Any, tokenizer: Any, prompt: str, answers:
     """`answer_scores` as they are and renormalised, from one reading: each stream reads the prompt once, and then the answers
     as rows of one batch that share its cache. Each token is combined alone and at its own step, as decoding does.
     """
-    if not hasattr(strategy, "combine"):
-        raise NotanError(f"{type(strategy).__name__} chooses by looking ahead and gives no scores to tokens",
-                         "a strategy that adds streams", "see `notan decode list`")
+    check_adds(strategy)
     readers = {"main": model, "amateur": amateur}
     contexts = contexts_of(strategy, given_with([prompt], None, 0), amateur is not None)[0]
     ids = [_tokens(tokenizer, prompt, answer) for answer in answers]

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from notan import catalogue
 from notan.errors import NotanError
-from notan.runs.checkpoint import write_text
+from notan.runs.checkpoint import whole_lines, write_text
 from notan.runs.decode import build
 from notan.runs.prompts import check_amateur
 from notan.runs.questions import open_benchmark
@@ -74,9 +74,8 @@ def _answer(name: str, strategy: Any, task: Task, items: Sequence[Any], readers:
 
     path = folder / f"{quote(name, safe=' ')}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = [line for line in (path.read_text().splitlines(keepends=True) if path.exists() else []) if line.endswith("\n")]
-    write_text(path, "".join(whole))                                    # a line that was cut off is asked again
-    rows = [{k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in json.loads(line).items()} for line in whole]
+    rows = [{k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in json.loads(line).items()}
+            for line in whole_lines(path)]
     starts = range(len(rows), len(items), batch)
     with path.open("a") as file:
         for start in track(starts, name, console=console, disable=console is None or not starts):
