@@ -270,14 +270,15 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _compare_decoding(args: argparse.Namespace) -> None:
+    from notan.runs.checkpoint import read_text
     from notan.runs.side_by_side import compare_decoding
 
     if not args.model:
         raise NotanError("--decode was given and no model", "notan compare --decode STRATEGY ... --model M --data FILE",
                          "--model FOLDER|NAME|FILE.gguf")
     compare_decoding(args.arms, args.data, args.model, out=args.out, amateur=args.amateur, images=args.images, judge=args.judge,
-                     limit=args.limit, batch=args.batch or 8, max_new_tokens=args.max_new_tokens,
-                     before=args.before.read_text() if args.before else "", chat=False if args.raw else None, console=_console())
+                     limit=args.limit, batch=8 if args.batch is None else args.batch, max_new_tokens=args.max_new_tokens,
+                     before=read_text(args.before) if args.before else "", chat=False if args.raw else None, console=_console())
     print(f"answers and figures: {args.out}")
 
 

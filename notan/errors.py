@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -29,3 +30,11 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     choices = sorted(choices)
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(choices)}"
+
+
+def check_between(low: float, high: float, **settings: float) -> None:
+    """Raises `NotanError` for a setting outside of the range, ends included, or NaN."""
+    for name, value in settings.items():
+        if not low <= value <= high:
+            wanted = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise NotanError(f"{name} = {value}", f"{name} {wanted}", "correct the value")

@@ -1,6 +1,7 @@
 """open_data: folders, tables, saved data sets and sources, and what it says when something is wrong."""
 
 import io
+import json
 import os
 import sys
 
@@ -319,3 +320,12 @@ def test_fashion_mnist_when_it_is_here(monkeypatch):
     data = open_data("fashion-mnist")
     assert (len(data.train), len(data.test), data.info.image_size) == (60000, 10000, 28)
     assert abs(data.info.mean[0] - 0.2860) < 1e-3 and abs(data.info.std[0] - 0.3530) < 1e-3
+
+
+def test_blank_texts_are_counted_and_a_column_of_them_is_refused(tmp_path):
+    rows = [{"query": f"question {i}", "answer": " " if i % 4 == 3 else "yes"} for i in range(8)]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "2 of 8 rows of column 'answer' are blank" in open_data(tmp_path / "some.jsonl").info.notes
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row | {"query": ""}) + "\n" for row in rows))
+    with pytest.raises(NotanError, match="column 'query' of all is blank in every row"):
+        open_data(tmp_path / "all.jsonl")

@@ -140,6 +140,9 @@ def test_bad_input(folder, tmp_path, capsys):
         inspect("isotropy", folder, "digits")
     with pytest.raises(NotanError, match="has no setting 'beta'"):
         inspect("isotropy", folder, tmp_path / "short.txt", settings={"beta": 1})
+    for name, value in (("rows", 0), ("rows", -3), ("tokens", 0)):
+        with pytest.raises(NotanError, match=f"{name} = {value}. Wanted: {name} of at least 1"):
+            inspect("isotropy", folder, tmp_path / "short.txt", **{name: value})
 
 
 class Mean(nn.Module):

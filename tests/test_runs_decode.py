@@ -97,7 +97,7 @@ def test_a_file_goes_on_where_it_stopped_and_names_the_lines_it_cannot_read(mode
     ({"model": "/no/such/folder"}, "no language model"),
     ({"settings": {"beta": 2.0}}, r"beta = 2.0.*from 0 to 1"),
     ({"settings": {"c": float("nan")}}, r"c = nan"),
-    ({"strategy": "contrastive_search", "settings": {"k": 0}}, r"k = 0.*from 1"),
+    ({"strategy": "contrastive_search", "settings": {"k": 0}}, r"k = 0.*k of at least 1"),
     ({"max_new_tokens": 0}, "max_new_tokens = 0"),
     ({"sample": True, "temperature": 0.0}, "temperature = 0.0"),
 ])

@@ -160,3 +160,37 @@ def test_what_cannot_be_compared_is_named(model, tmp_path, capsys):
         compare_decoding(["contrastive_search"], file, str(model), out=tmp_path / "c")
     with pytest.raises(NotanError, match="no token that says 'yes'"):
         compare_decoding(["icd"], file, str(saved(tmp_path / "mute")), out=tmp_path / "d")
+
+
+def test_numbers_out_of_range_and_a_missing_preamble_are_named(model, tmp_path, capsys):
+    file = write(tmp_path / "p.jsonl", [{"prompt": "w1"}])
+    for name, value in (("limit", 0), ("limit", -1), ("batch", 0), ("batch", -1), ("max_new_tokens", 0)):
+        with pytest.raises(NotanError, match=f"{name} = {value}. Wanted: {name} of at least 1"):
+            compare_decoding(["icd"], file, str(model), out=tmp_path / "a", **{name: value})
+    assert not (tmp_path / "a").exists()
+    command = ["compare", "--decode", "icd", "--model", str(model), "--data", str(file), "--out", str(tmp_path / "a")]
+    assert main([*command, "--before", str(tmp_path / "none.txt")]) == 1 and "none.txt" in capsys.readouterr().err
+    assert main([*command, "--batch", "0"]) == 1 and "batch = 0" in capsys.readouterr().err
+
+
+def test_a_damaged_folder_is_named(model, tmp_path):
+    file, out = write(tmp_path / "p.jsonl", [{"prompt": "w1"}]), tmp_path / "out"
+    compare_decoding(["icd"], file, str(model), out=out, max_new_tokens=3)
+    answers, kept = out / "answers" / "icd.jsonl", (out / "decoding.json").read_text()
+    for damaged in ("{", "7\n", "[]\n", "\xff"):
+        answers.write_bytes(damaged.encode("latin-1") + b"\n")
+        with pytest.raises(NotanError, match=r"icd\.jsonl is damaged"):
+            compare_decoding(["icd"], file, str(model), out=out, max_new_tokens=3)
+    answers.unlink()
+    for damaged in (kept[:50], "7", ""):
+        (out / "decoding.json").write_text(damaged)
+        with pytest.raises(NotanError, match=r"decoding\.json is not a record"):
+            compare_decoding(["icd"], file, str(model), out=out, max_new_tokens=3)
+
+
+def test_what_is_not_known_is_a_dash(model, tmp_path, capsys):
+    """One item has no interval, and a text of three words no repetition of four."""
+    file = write(tmp_path / "p.jsonl", [{"prompt": "w1"}])
+    command = ["compare", "--decode", "icd", "--model", str(model), "--data", str(file), "--max-new-tokens", "3"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "nan" not in capsys.readouterr().out

@@ -33,6 +33,7 @@ def build(
     for table in stores.values():
         for column, store in table.items():
             COLUMNS[column].check(column, store)
+    _note_blanks(raw, stores)
     good = {name: np.setdiff1d(np.arange(count(table)), sorted(bad[name])) for name, table in tables.items()}
     train, test = _split(raw, stores, good)
     return _describe(raw, train, test, form)
@@ -100,6 +101,16 @@ def _report(raw: Raw, tables: Mapping[str, Table], bad: list[str], limit: float)
             f"at most {allowed:,} ({limit:.1%})", "repair or remove them, or raise --limit-bad",
         )  # fmt: skip
     raw.notes.append(f"{len(bad):,} of {total:,} pictures cannot be read and are skipped: {listed}.")
+
+
+def _note_blanks(raw: Raw, stores: Mapping[str, Table]) -> None:
+    """Note how many texts are blank; stop where a column has no others."""
+    for column in (name for name in stores["train"] if COLUMNS[name] is COLUMNS["text"]):
+        texts = [text for table in stores.values() for text in table.get(column, ())]
+        if blank := sum(not text.strip() for text in texts):
+            if blank == len(texts):
+                raise NotanError(f"column {column!r} of {raw.name} is blank in every row", "texts", f"--column THEIRS={column}")
+            raw.notes.append(f"{blank:,} of {len(texts):,} rows of column {column!r} are blank: they are learned as they are.")
 
 
 def _split(raw: Raw, stores: Mapping[str, Table], good: Mapping[str, np.ndarray]) -> tuple[Rows, Rows]:

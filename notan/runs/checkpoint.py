@@ -97,6 +97,14 @@ def write_text(path: Path, text: str) -> None:
             part.unlink(missing_ok=True)
 
 
+def read_text(path: Path) -> str:
+    """A file of the user's as text. Raises `NotanError` when there is none, or it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotanError(f"{path} cannot be read ({error})", "a text file in UTF-8", "check the path") from None
+
+
 def whole_lines(path: Path) -> list[str]:
     """The lines of a file that is appended to, none where there is no file; a last one that was cut off in the writing is
     taken out of it."""

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from notan import catalogue
-from notan.errors import NotanError
+from notan.errors import NotanError, check_between
 from notan.runs.checkpoint import whole_lines
 from notan.runs.generation import Combined, Emit, Stream, open_stream
 from notan.runs.lookahead import Searched
 from notan.runs.prompts import Picture, check_adds, check_amateur, contexts_of, given_with, rows_of
 from notan.runs.reader import Readers, layers_of, read_with, words_of
-from notan.strategies._strategy import Context, check_between
+from notan.strategies._strategy import Context
 
 
 def decode(strategy: str | Any, model: str | Path | Any, prompts: str | Sequence[str], *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 from notan import catalogue
 from notan.data import Rows, keys, open_data
-from notan.errors import NotanError
-from notan.runs.checkpoint import write_text
+from notan.errors import NotanError, check_between
+from notan.runs.checkpoint import read_text, write_text
 from notan.runs.embed import Encode, encoding
 from notan.runs.reader import load
 
@@ -32,6 +33,7 @@ def inspect(name: str, model: str | Path | Any, data: str | Path, *, tokenizer: 
 
     Raises `NotanError` for an unknown inspector, data without the columns it needs, and what `open_data` and models raise.
     """
+    check_between(1, math.inf, rows=rows, tokens=tokens)
     entry = catalogue.inspector(name)
     if unknown := set(settings or {}) - {f.name for f in entry.flags}:
         raise NotanError(f"{name} has no setting {min(unknown)!r}", f"one of {[f.name for f in entry.flags]}", "leave it out")
@@ -102,10 +104,7 @@ def batches_of(data: str | Path, needs: Sequence[str], most: int, options: dict[
 
 
 def _texts(path: Path) -> list[str]:
-    try:
-        texts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotanError(f"{path} cannot be read ({error})", "a text file in UTF-8", "check the path") from None
+    texts = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not texts:
         raise NotanError(f"{path} is empty", "a text on each line")
     return texts

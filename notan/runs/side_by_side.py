@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from notan import catalogue
-from notan.errors import NotanError
+from notan.errors import NotanError, check_between
 from notan.runs.checkpoint import whole_lines, write_text
 from notan.runs.decode import build
 from notan.runs.prompts import check_amateur
@@ -43,6 +43,7 @@ def compare_decoding(arms: Sequence[str], data: str | Path, model: str | Path | 
     95% interval over items. Raises `NotanError` for an unknown arm, a file that is no benchmark, a broken item (a benchmark
     with holes is another benchmark), or answers of another call in `out`.
     """
+    check_between(1, math.inf, batch=batch, max_new_tokens=max_new_tokens, **({} if limit is None else {"limit": limit}))
     strategies = {arm: build(*catalogue.parse_arm(arm, catalogue.strategy)) for arm in arms}
     for strategy in strategies.values():
         check_amateur(strategy, amateur)
@@ -74,8 +75,12 @@ def _answer(name: str, strategy: Any, task: Task, items: Sequence[Any], readers:
 
     path = folder / f"{quote(name, safe=' ')}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in json.loads(line).items()}
-            for line in whole_lines(path)]
+    try:
+        rows = [{k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in json.loads(line).items()}
+                for line in whole_lines(path)]
+    except (ValueError, AttributeError) as error:                       # no UTF-8, no JSON, no object
+        raise NotanError(f"{path} is damaged ({error})", "answers as this command writes them",
+                         "remove the file: its items are asked again") from None
     starts = range(len(rows), len(items), batch)
     with path.open("a") as file:
         for start in track(starts, name, console=console, disable=console is None or not starts):
@@ -108,7 +113,11 @@ def _digest(data: Path) -> str:
 def _same_call(path: Path, record: dict[str, Any]) -> None:
     """Leaves `record` in `path`. Raises `NotanError` when there are answers of another one."""
     if path.exists():
-        there = json.loads(path.read_text())
+        try:
+            there = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise NotanError(f"{path} is not a record of a call ({error})", "the one that this command wrote",
+                             "choose another --out, or remove the folder") from None
         if other := [key for key in record if key != "arms" and there.get(key) != record[key]]:
             raise NotanError(f"{path.parent} holds answers of another call: its {other[0]} is {there.get(other[0])}, now "
                              f"{record[other[0]]}", "an --out of its own", "choose another --out")
@@ -124,13 +133,15 @@ def table(record: dict[str, Any]) -> Any:
     names = list(next(iter(record["figures"].values())))
     shown = Table(title=f"{record['task']}: {record['items']} items of {record['data']}", title_justify="left", box=SIMPLE_HEAD,
                   padding=(0, 1, 0, 0), caption_justify="left",
-                  caption="Dim rows are references. In brackets: the 95% t-interval over items.")
+                  caption="Dim rows are references. In brackets: the 95% t-interval over items (none for one item).")
     shown.add_column("", min_width=14, overflow="fold")
     for name in names:
         shown.add_column(name, justify="right", overflow="fold", width=max(6, *map(len, name.split())))
     shown.add_column(f"{record['main']}, minus model", justify="right", width=max(8, len(record["main"]) + 1))
     for row, figures in record["figures"].items():
         m, low, high = record["differences"][row]
-        gap = "–" if row == "model" else f"{m:+.3f}\n[{low:+.3f},\n{high:+.3f}]"
-        shown.add_row(row, *(f"{figures[name]:.3f}" for name in names), gap, style="dim" if row in record["references"] else "")
+        interval = f"\n[{low:+.3f},\n{high:+.3f}]" if math.isfinite(low) else ""
+        gap = "–" if row == "model" or math.isnan(m) else f"{m:+.3f}{interval}"
+        found = ("–" if math.isnan(figures[name]) else f"{figures[name]:.3f}" for name in names)
+        shown.add_row(row, *found, gap, style="dim" if row in record["references"] else "")
     return shown

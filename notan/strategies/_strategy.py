@@ -60,13 +60,6 @@ class Strategy(Protocol):
         ...
 
 
-def check_between(low: float, high: float, **settings: float) -> None:
-    """Raises `NotanError` for a setting outside of the range, or NaN."""
-    for name, value in settings.items():
-        if not low <= value <= high:
-            raise NotanError(f"{name} = {value}", f"{name} from {low:g} to {high:g}", "correct the value")
-
-
 def needs_picture(given: Context) -> Context:
     """The context itself. Raises `NotanError` when it has no picture."""
     if given.image is None:

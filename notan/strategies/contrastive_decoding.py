@@ -28,7 +28,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from notan.strategies._strategy import Context, check_between, plausible, weighted, within
+from notan.errors import check_between
+from notan.strategies._strategy import Context, plausible, weighted, within
 
 CARD = {
     "title": "Contrastive Decoding: Open-ended Text Generation as Optimization", "arxiv": "2210.15097", "year": 2023,

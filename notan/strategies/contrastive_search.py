@@ -26,7 +26,7 @@ import math
 
 from torch import Tensor
 
-from notan.strategies._strategy import check_between
+from notan.errors import check_between
 
 CARD = {
     "title": "Contrastive Search Is What You Need For Neural Text Generation", "arxiv": "2210.14140", "year": 2023,

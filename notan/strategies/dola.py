@@ -26,7 +26,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from notan.strategies._strategy import Context, check_between, plausible, within
+from notan.errors import check_between
+from notan.strategies._strategy import Context, plausible, within
 
 CARD = {
     "title": "DoLa: Decoding by Contrasting Layers Improves Factuality in Large Language Models", "arxiv": "2309.03883",

@@ -24,7 +24,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from notan.strategies._strategy import Context, check_between, plausible, weighted, within
+from notan.errors import check_between
+from notan.strategies._strategy import Context, plausible, weighted, within
 
 CARD = {
     "title": "Alleviating Hallucinations of Large Language Models through Induced Hallucinations", "arxiv": "2312.15710",

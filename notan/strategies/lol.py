@@ -26,7 +26,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from notan.strategies._strategy import Context, check_between, plausible, weighted, within
+from notan.errors import check_between
+from notan.strategies._strategy import Context, plausible, weighted, within
 
 CARD = {
     "title": "Lower Layer Matters: Alleviating Hallucination via Multi-Layer Fusion Contrastive Decoding with Truthfulness "

@@ -28,8 +28,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from notan.errors import NotanError, did_you_mean
-from notan.strategies._strategy import Context, check_between, plausible, weighted, within
+from notan.errors import NotanError, check_between, did_you_mean
+from notan.strategies._strategy import Context, plausible, weighted, within
 
 CARD = {
     "title": "Towards Analyzing and Mitigating Sycophancy in Large Vision-Language Models", "arxiv": "2408.11261", "year": 2024,

@@ -24,7 +24,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from notan.strategies._strategy import Context, check_between, needs_picture, plausible, weighted, within
+from notan.errors import check_between
+from notan.strategies._strategy import Context, needs_picture, plausible, weighted, within
 
 CARD = {
     "title": "Multi-Modal Hallucination Control by Visual Information Grounding", "arxiv": "2403.14003", "year": 2024,

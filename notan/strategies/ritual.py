@@ -35,7 +35,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from notan.strategies._strategy import Context, check_between, needs_picture, plausible, weighted, within
+from notan.errors import check_between
+from notan.strategies._strategy import Context, needs_picture, plausible, weighted, within
 from notan.strategies.m3id import growth
 from notan.strategies.vcd import noised
 from notan.views.colour import blur, jitter

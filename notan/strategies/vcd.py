@@ -29,7 +29,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from notan.strategies._strategy import Context, check_between, needs_picture, plausible, weighted, within
+from notan.errors import check_between
+from notan.strategies._strategy import Context, needs_picture, plausible, weighted, within
 from notan.views.random import normal
 
 CARD = {
