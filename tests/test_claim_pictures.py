@@ -139,7 +139,7 @@ def _ritual(gain: float, best: float):
     noise = (0.0, 0.1, -0.1)
     base = {"T=1": 70.0, "head, T=1/4": 75.0, "best": 76.0, "copy alone, best": 60.0}
     base |= {"ritual": 75.0 + gain, "ritual, best": 76.0 + best}
-    return {arm: {s: dict.fromkeys(ritual.KINDS, value + noise[(s + i) % 3]) for s in range(3)}
+    return {arm: {s: dict.fromkeys(ritual.STEPS, value + noise[(s + i) % 3]) for s in range(3)}
             for i, (arm, value) in enumerate(base.items())}
 
 

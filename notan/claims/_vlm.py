@@ -234,11 +234,11 @@ def asked_about(found: Scenes, seed: int, absent: str = "partner") -> list[tuple
 
 
 @lru_cache(maxsize=2)
-def taught(kind: str, seed: int, quick: bool) -> Any:
+def taught(kind: str, seed: int, quick: bool, steps: int = STEPS) -> Any:
     """(model, processor) of a claim's seed, trained once for all arms and ready to decode."""
     from notan.runs.reader import load
 
-    return load(*trained(kind, seed, steps=8 if quick else STEPS))
+    return load(*trained(kind, seed, steps=8 if quick else steps))
 
 
 @lru_cache(maxsize=1)

@@ -28,16 +28,16 @@ CLAIM = {
                 "T=1/4 beyond the 95% interval over seeds, and ritual, best above best beyond the interval",
     "refutes": "there, ritual is not above head, T=1/4 beyond the interval",
     "protocol": "LLaVA of 0.3 M parameters (3 vision and 3 text blocks of 64); on biased scenes 350 steps of 64 for the picture "
-                "encoder, then 700 of 32 for all of it, these once without (plain) and once with mirrors and crops (augmented; "
-                "questions are about what is still to be seen); noise of deviation 30 to 300, drawn for each scene; "
-                "alpha 3, beta 0.1; VCD alpha 1, step 500; all arms of a seed share both models and all questions; M3ID's first "
-                "token is the head's, so it is no arm",
-    "minutes": 50,
+                "encoder, then 700 of 32 for all of it (plain); or 700, then 1,400 with mirrors and crops (augmented; questions "
+                "are about what is still to be seen), so that both see about as well; noise of deviation 30 to "
+                "300, drawn for each scene; alpha 3, beta 0.1; VCD alpha 1, step 500; all arms of a seed share both models and "
+                "all questions; M3ID's first token is the head's, so it is no arm",
+    "minutes": 60,
     "strategies": ["ritual", "vcd", "m3id"],
     "uses": ["_scenes.py", "_vlm.py"],
     "methods": [],
 }
-KINDS = ("plain", "augmented")
+STEPS = {"plain": 700, "augmented": 1400}                               # one as able as the other before an arm was read
 
 
 def run(arm: str, seed: int, quick: bool) -> dict[str, float]:
@@ -48,8 +48,8 @@ def run(arm: str, seed: int, quick: bool) -> dict[str, float]:
     pictures, items = exam(seed, quick, "partner")
     truth = [t for _, _, t in items]
     found: dict[str, float] = {}
-    for kind in KINDS:
-        share = shares(strategy, taught(kind, seed, quick), [question(name) for _, name, _ in items],
+    for kind, steps in STEPS.items():
+        share = shares(strategy, taught(kind, seed, quick, steps), [question(name) for _, name, _ in items],
                        [pictures[i] for i, _, _ in items], seed)
         figures = yes_no([q > 0.5 for q in share], truth) if best else yes_no_expected(share, truth)
         found |= {kind: 100 * figures["accuracy"], f"{kind} yes": figures["yes_ratio"]}
@@ -87,7 +87,7 @@ def arms() -> dict[str, Any]:
 
 def judge(values: Values) -> tuple[str, str]:
     above = {kind: {"T=1": paired(values, "ritual", "T=1", kind), "head, T=1/4": paired(values, "ritual", "head, T=1/4", kind),
-                    "best": paired(values, "ritual, best", "best", kind)} for kind in KINDS}
+                    "best": paired(values, "ritual, best", "best", kind)} for kind in STEPS}
     seeds = sorted(values["ritual"])
     headline = all(values["ritual"][s]["augmented"] > values["T=1"][s]["augmented"] for s in seeds)
     own = above["augmented"]
