@@ -11,9 +11,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from notan.losses.info_nce import CHUNK
+from notan.losses.info_nce import hidden
+from notan.losses.tiles import TILE, log_sum_exp
 
 
 def sample(mu: Tensor, log_sigma: Tensor, noise: Tensor) -> Tensor:
@@ -48,28 +48,18 @@ def a_mim(log_px: Tensor, log_qz: Tensor, log_pz: Tensor) -> Tensor:
 
 
 def self_contrast(
-    z: Tensor, *, tau: float, bank: Tensor | None = None, own: Tensor | None = None, chunk: int | None = None,
+    z: Tensor, *, tau: float, bank: Tensor | None = None, own: Tensor | None = None, tile: int = TILE,
 ) -> Tensor:
     """cMIM's log p(k = 1 | x_i, z_i), one value in [-log 2, 0] per row: (N,).
 
     z: codes (N, D) as sampled. bank: the codes (M, D) of all ranks, with own (N,) the place of each z in it; both
     default to z itself. The code is its own positive, with similarity 1, and the negatives count by their *mean*, so
-    that the value does not grow with the batch: InfoNCE with the negatives' logits lowered by log(M - 1).
-    chunk: rows whose similarities are held at once, computed again in the backward pass, as in `info_nce`.
+    that the value does not grow with the batch: InfoNCE with the negatives' logits lowered by log(M - 1). One softplus,
+    so that nothing cancels where the term is small. tile: similarities held at once.
     """
     bank = z if bank is None else bank
     own = torch.arange(z.shape[0], device=z.device) if own is None else own
     if bank.shape[0] == 1:
         return (z * 0).sum(1)
-    z, bank = F.normalize(z, dim=1), F.normalize(bank, dim=1)
-    chunk = max(1, CHUNK // bank.shape[0]) if chunk is None else chunk
-    if z.shape[0] <= chunk:
-        return _rows(z, bank, own, tau)
-    parts = range(0, z.shape[0], chunk)
-    return torch.cat([checkpoint(_rows, z[i:i + chunk], bank, own[i:i + chunk], tau, use_reentrant=False) for i in parts])
-
-
-def _rows(z: Tensor, bank: Tensor, own: Tensor, tau: float) -> Tensor:
-    """-log(1 + exp(log mean exp(s / tau) - 1 / tau)): one softplus, so that nothing cancels where the term is small."""
-    s = (z @ bank.T / tau).scatter(1, own[:, None], float("-inf"))      # (N, M), the negatives
-    return -F.softplus(s.logsumexp(1) - math.log(bank.shape[0] - 1) - 1 / tau)
+    others = log_sum_exp(z, bank, tau, edit=hidden(own), tile=tile)
+    return -F.softplus(others - math.log(bank.shape[0] - 1) - 1 / tau)
