@@ -8,6 +8,7 @@ the average that DDP takes over ranks is dL exactly, however uneven the ranks ar
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -65,6 +66,18 @@ def gather_plain(x: Tensor) -> Tensor:
     return _rows(x.detach(), _counts(x)) if active() else x.detach()
 
 
+def ring(x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(rank, its rows) for every rank, this one's first, then those before it: each rank's rows are handed on, so that no
+    rank holds the rows of all. Gradients go back the way the rows came. Every rank must read it to its end.
+    """
+    counts = _counts(x) if active() else [len(x)]
+    for step in range(size()):
+        owner = (rank() - step) % size()
+        yield owner, x
+        if step + 1 < size():
+            x = _Hand.apply(x, counts[owner], counts[owner - 1])
+
+
 def offset(rows: int) -> int:
     """Where this rank's rows start in a gathered tensor, when it holds `rows` of them."""
     if not active():
@@ -117,6 +130,28 @@ class _Gather(torch.autograd.Function):
         dist.all_reduce(g)                                              # gloo has no reduce_scatter
         start = sum(ctx.counts[: rank()])
         return g[start : start + ctx.counts[rank()]]
+
+
+class _Hand(torch.autograd.Function):
+    """Rows go to the next rank, those of the one before come; gradients the other way."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, mine: int, theirs: int) -> Tensor:
+        ctx.mine = mine
+        return _exchange(x, theirs, 1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _exchange(grad, ctx.mine, -1), None, None
+
+
+def _exchange(x: Tensor, rows: int, step: int) -> Tensor:
+    """Send `x` that many ranks on, and receive as many rows as the rank that many before sends."""
+    x, got = x.detach().contiguous(), x.new_empty(rows, *x.shape[1:])
+    to, source = (rank() + step) % size(), (rank() - step) % size()
+    for work in dist.batch_isend_irecv([dist.P2POp(dist.isend, x, to), dist.P2POp(dist.irecv, got, source)]):
+        work.wait()
+    return got
 
 
 def _device() -> torch.device:

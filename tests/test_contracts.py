@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from notan.methods._progress import Progress
 from notan.nets.build import load_encoder, save_encoder
 from notan.probes.ridge import ridge
 from notan.runs import study
-from notan.runs.train import Step, train
+from notan.runs.train import Step, _check_accumulation, train
 from notan.views.geometry import floats, resize
 
 SLUGS = list(catalogue.methods())
@@ -178,6 +179,21 @@ def test_two_uneven_ranks_equal_one(slug, two_ranks):
         assert set(rank[slug]) == set(alone)
         for name, value in alone.items():
             torch.testing.assert_close(rank[slug][name], value, rtol=1e-6, atol=1e-9, msg=lambda m, n=name: f"{slug}: {n}: {m}")
+
+
+@pytest.mark.parametrize("slug", TRAINED)
+def test_parts_of_a_batch_are_refused_where_they_change_the_gradient(slug):
+    method, batch = example(slug)(ROWS, torch.float64)
+    _disable_dropout(method.train())
+    grads = []
+    for cuts in ([slice(0, 8)], [slice(0, 4), slice(4, 8)]):
+        method.zero_grad()
+        for part in cuts:
+            (loss_of(method, rows_of(batch, part))["loss"] / len(cuts)).backward()
+        grads.append({n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None})
+    if any((grads[1][n] - g).abs().max() > 1e-6 * (1e-3 + g.abs().max()) for n, g in grads[0].items()):
+        with pytest.raises(NotanError, match=r"parts|rows against each other"):
+            _check_accumulation(SimpleNamespace(method=slug, accumulate=2, batch=ROWS), method)
 
 
 # ---- the run ------------------------------------------------------------------------------------------------------------

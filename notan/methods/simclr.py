@@ -24,9 +24,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from notan import world
 from notan.errors import NotanError
-from notan.losses.info_nce import nt_xent
+from notan.methods._contrast import two_views
 from notan.methods._progress import Progress
 from notan.nets.heads import mlp
 from notan.nets.protocols import ImageEncoder
@@ -93,10 +92,7 @@ class SimCLR(nn.Module):
     def loss(self, batch: dict, progress: Progress) -> dict[str, Tensor]:
         x = torch.cat([self.view(batch, 1), self.view(batch, 2)])       # (2B, C, S, S): one pass, one batch norm
         z = self.projector(self.encoder.features(x))                    # (2B, d)
-        z1, z2 = (world.gather(half) for half in z.chunk(2))            # (N, d), N rows of all ranks
-        if len(z1) < 2:
-            raise NotanError("a batch of one picture has no negatives", "at least two pictures", "raise --batch")
-        return {"loss": nt_xent(z1, z2, tau=self.tau)}                  # equation 1, algorithm 1
+        return {"loss": two_views(*z.chunk(2), tau=self.tau)}           # equation 1, algorithm 1, over all ranks
 
     def view(self, batch: dict, which: int) -> Tensor:
         """One random view of each picture, appendix A: (B, C, S, S)."""

@@ -1,0 +1,73 @@
+"""Contrast over the rows of all ranks: each loss here is the one of the whole global batch, whatever rank holds which row.
+
+A rank compares its own rows with the keys of all, so that the work is split and nobody holds all logits. What comes back is
+the same number on every rank, with gradients that DDP's average makes exact (see `world`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from notan import world
+from notan.errors import NotanError
+from notan.losses.info_nce import info_nce, info_nce_bank
+from notan.losses.sigmoid import sigmoid_contrast
+from notan.losses.supcon import sup_con
+
+
+def two_views(z1: Tensor, z2: Tensor, *, tau: float | Tensor) -> Tensor:
+    """SimCLR's NT-Xent of this rank's two views (n, D): each of all 2N rows finds its partner among 2N - 1."""
+    k1, k2 = world.gather(z1), world.gather(z2)                         # (N, D)
+    own = _own(z1, len(k1))
+    rows = info_nce(torch.cat([z1, z2]), torch.cat([k1, k2]), tau=tau, positive=torch.cat([own + len(k1), own]),
+                    exclude=torch.cat([own, own + len(k1)]))
+    return world.mean(rows.sum(), len(rows))
+
+
+def one_way(q: Tensor, k: Tensor, *, tau: float | Tensor) -> Tensor:
+    """InfoNCE of this rank's queries (n, D), whose keys are k (n, D), among the keys of all."""
+    keys = world.gather(k)
+    rows = info_nce(q, keys, tau=tau, positive=_own(q, len(keys)))
+    return world.mean(rows.sum(), len(rows))
+
+
+def both_ways(q: Tensor, k: Tensor, *, tau: float | Tensor) -> Tensor:
+    """CLIP's loss: the mean of both directions."""
+    return (one_way(q, k, tau=tau) + one_way(k, q, tau=tau)) / 2
+
+
+def against_queue(q: Tensor, k: Tensor, queue: Tensor, *, tau: float | Tensor) -> Tensor:
+    """MoCo's loss: this rank's queries and keys (n, D), and negatives (M, D) that every rank has."""
+    rows = info_nce_bank(q, k, queue, tau=tau)
+    return world.mean(rows.sum(), len(rows))
+
+
+def same_class(z: Tensor, labels: Tensor, *, tau: float | Tensor) -> Tensor:
+    """SupCon's L_out of views (n, V, D) of rows with labels (n,): all views of all rows of a class belong together.
+
+    Rows of a class that is there once, in one view, do not count; where no row counts the loss is 0.
+    """
+    v = z.shape[1]
+    keys, every = world.gather(z), world.gather_plain(labels)
+    own = (_own(z, len(keys))[:, None] * v + torch.arange(v, device=z.device)).flatten()
+    rows, valid = sup_con(z.flatten(0, 1), keys.flatten(0, 1), labels.repeat_interleave(v), every.repeat_interleave(v), tau=tau,
+                          exclude=own)
+    return world.mean(rows.sum(), valid.sum())
+
+
+def each_pair(q: Tensor, k: Tensor, *, tau: float | Tensor, bias: float | Tensor) -> Tensor:
+    """SigLIP's loss, with the keys handed round: no rank holds those of all. The mean over rows of the sum over keys."""
+    rows = torch.zeros(len(q), dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
+    own = torch.arange(len(q), device=q.device)
+    for rank, keys in world.ring(k):
+        positive = own if rank == world.rank() else torch.full_like(own, -1)
+        rows = rows + sigmoid_contrast(q, keys, tau=tau, bias=bias, positive=positive)
+    return world.mean(rows.sum(), len(rows))
+
+
+def _own(x: Tensor, whole: int) -> Tensor:
+    """Places of this rank's rows in the global batch. Raises `NotanError` where that has one row."""
+    if whole < 2:
+        raise NotanError("a batch of one row has no negatives", "at least two rows", "raise --batch")
+    return world.offset(len(x)) + torch.arange(len(x), device=x.device)
