@@ -115,6 +115,8 @@ def _train_flags(p: argparse.ArgumentParser, argv: list[str]) -> None:
     g = p.add_argument_group("optimiser")
     g.add_argument("--lr", type=float, help="peak learning rate (default: the recipe's)")
     g.add_argument("--clip", type=float, help="clip the gradient's norm")
+    g.add_argument("--micro-batch", type=int, metavar="ROWS", help="rows that go through the encoder at a time; the loss sees "
+                                                                   "the whole batch, and the gradient is the same")
     g.add_argument("--accumulate", type=int, default=1, help="micro-steps per step; refused for losses that contrast rows")
     g.add_argument("--compile", action="store_true", help="torch.compile the step")
     g.add_argument("--probe-every", type=int, metavar="STEPS", help="online probe")
@@ -247,9 +249,10 @@ def _train(args: argparse.Namespace) -> None:
         entry = catalogue.method(args.method)
         run = train(args.method, args.data, out=args.out, seed=args.seed, steps=args.steps, epochs=args.epochs,
                     minutes=args.minutes, batch=args.batch, lr=args.lr, encoder=args.encoder, recipe=args.recipe,
-                    precision=args.precision, accumulate=args.accumulate, clip=args.clip, compile=args.compile,
-                    threads=args.threads, resume=not args.fresh, probe_every=args.probe_every,
-                    settings=_settings(args, entry), data_options=_data_options(args), console=_console())
+                    precision=args.precision, micro_batch=args.micro_batch, accumulate=args.accumulate,
+                    clip=args.clip, compile=args.compile, threads=args.threads, resume=not args.fresh,
+                    probe_every=args.probe_every, settings=_settings(args, entry), data_options=_data_options(args),
+                    console=_console())
     if not (run.path / "report.html").exists():
         from notan.runs.report import write_single
 

@@ -39,7 +39,12 @@ def globalise(module: nn.Module) -> nn.Module:
 
 def has_batch_statistics(module: nn.Module) -> bool:
     """Whether a row's output depends on the other rows of its batch in training."""
-    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+    return bool(batch_norms(module))
+
+
+def batch_norms(module: nn.Module) -> list[str]:
+    """Names of the parts that are batch norms."""
+    return [name for name, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
 
 
 def _batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Config:
     log_every: int | None
     probe_every: int | None
     save_every: int | None
+    micro_batch: int | None = None
 
 
 def resolve(method: str, *, data: str, data_options: Mapping[str, Any] | None, rows: int, recipe: str, seed: int,
@@ -153,7 +154,7 @@ def load(path: Path) -> tuple[Config, dict[str, Any]]:
     for key in record:
         if key not in names:
             raise NotanError(f"{path} has the key {key!r}", ", ".join(names), did_you_mean(key, names))
-    if missing := [n for n in names if n not in record]:
+    if missing := [f.name for f in fields(Config) if f.name not in record and f.default is MISSING]:
         raise NotanError(f"{path} lacks {', '.join(missing)}", "every key of a run's config.yaml", "add them")
     return Config(**record), facts
 

@@ -30,6 +30,7 @@ from notan.runs.folder import Run, same_run
 from notan.runs.health import first_bad
 from notan.runs.log import Log, Profile, Teller
 from notan.runs.machine import Stopped
+from notan.runs.micro import estimate, in_parts
 from notan.runs.step import NotFinite, Step, Stepper
 from notan.runs.watch import Watch, to_device
 
@@ -44,19 +45,21 @@ SAVE_SECONDS = 300
 def train(method: str, data: str | Data = "fashion-mnist", *, out: str | Path | None = None, seed: int = 0,
           steps: int | None = None, epochs: float | None = None, minutes: float | None = None, batch: int | None = None,
           lr: float | None = None, encoder: str | dict[str, Any] | None = None, recipe: str = "small",
-          precision: str = "auto", accumulate: int = 1, clip: float | None = None, compile: bool = False,
-          threads: int | None = None, deterministic: bool = False, resume: bool = True, log_every: int | None = None,
-          probe_every: int | None = None, save_every: int | None = None, settings: dict[str, Any] | None = None,
-          data_options: dict[str, Any] | None = None, console: Any = None, title: str | None = None,
-          log: Log | None = None) -> Run:
+          precision: str = "auto", micro_batch: int | None = None, accumulate: int = 1, clip: float | None = None,
+          compile: bool = False, threads: int | None = None, deterministic: bool = False, resume: bool = True,
+          log_every: int | None = None, probe_every: int | None = None, save_every: int | None = None,
+          settings: dict[str, Any] | None = None, data_options: dict[str, Any] | None = None, console: Any = None,
+          title: str | None = None, log: Log | None = None) -> Run:
     """Train `method` on `data` into the run folder `out` (default runs/METHOD-DATA-SEED) and return the run.
 
     The budget is `steps`, `epochs` or `minutes` (a step count after a timed warm-up), else the recipe's epochs. `batch`
-    counts the rows of the global batch; `lr` is the peak rate; `settings` are the method's own flags. If `out` holds
-    this very run it goes on from its last state, bit for bit as if undisturbed (`resume=False` starts over). `*_every`
-    count steps; without them records are logged about 100 times a run, an online probe runs 2 to 5 times, and a state
-    is saved every five minutes and at the end. `log` is called with every record of metrics.jsonl. On glibc the process
-    keeps up to 1 GiB of freed memory from here on (`machine.keep_freed_memory`).
+    counts the rows of the global batch; with `micro_batch` the encoder runs on so many rows at a time, and again in the
+    backward pass: a large batch in little memory, with the gradient of the whole (see `micro.py`). `lr` is the peak rate;
+    `settings` are the method's own flags. If `out` holds this very run it goes on from its last state, bit for bit as if
+    undisturbed (`resume=False` starts over). `*_every` count steps; without them records are logged about 100 times a run,
+    an online probe runs 2 to 5 times, and a state is saved every five minutes and at the end. `log` is called with every
+    record of metrics.jsonl. On glibc the process keeps up to 1 GiB of freed memory from here on
+    (`machine.keep_freed_memory`).
 
     Raises `NotanError` for settings that do not exist or fit, missing columns, another run in `out`, a full disk, or a
     loss that is not finite; `Stopped` (a KeyboardInterrupt) after Ctrl-C or SIGTERM, with the state saved.
@@ -70,7 +73,7 @@ def train(method: str, data: str | Data = "fashion-mnist", *, out: str | Path | 
         method, data=spec, data_options=data_options, rows=opened.rows, recipe=recipe, seed=seed, steps=steps,
         epochs=epochs, minutes=minutes, batch=batch, lr=lr, encoder=encoder, settings=settings, clip=clip,
         accumulate=accumulate, precision=precision, compile=compile, threads=threads, deterministic=deterministic,
-        log_every=log_every, probe_every=probe_every, save_every=save_every)
+        log_every=log_every, probe_every=probe_every, save_every=save_every, micro_batch=micro_batch)
     folder = Path(out) if out is not None else Path("runs") / f"{method}-{Path(spec).name}-{seed}"
     return _start(asked, opened, folder, accelerator, resume=resume, console=console, title=title, log=log)
 
@@ -126,9 +129,15 @@ def _run(config: Config, data: Data, folder: Path, accelerator: Accelerator, hea
     loader = loader_of(data, batch_size=config.batch, seed=config.seed, batches=getattr(method, "batches", None),
                        rank=world.rank(), size=world.size())
     method.to(accelerator.device)
+    if config.micro_batch is not None:
+        in_parts(method, list(config.towers), config.micro_batch)
     stepper = None
     if any(p.requires_grad for p in method.parameters()):
         stepper = Stepper(config, method, optim.build(config.optimiser, method), accelerator, loader.steps_per_epoch)
+    if stepper is not None and config.micro_batch is not None and console is not None and world.is_main():
+        first = to_device(next(loader.at(0)), accelerator.device)
+        console.print(estimate(method, list(config.towers), first, stepper.progress(0), config.micro_batch, len(first["row"])),
+                      style="dim")
     profile = Profile()
     with profile("timing"):
         config = _measured(config, stepper, loader, accelerator.device)
