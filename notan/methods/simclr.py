@@ -29,9 +29,9 @@ from notan.methods._contrast import two_views
 from notan.methods._progress import Progress
 from notan.nets.heads import mlp
 from notan.nets.protocols import ImageEncoder
-from notan.views import colour
-from notan.views.geometry import crop, crop_boxes, floats, resize
-from notan.views.random import bernoulli, fold
+from notan.views.augment import contrastive
+from notan.views.geometry import floats, resize
+from notan.views.random import fold
 
 CARD = {
     "title": "A Simple Framework for Contrastive Learning of Visual Representations", "arxiv": "2002.05709",
@@ -96,13 +96,8 @@ class SimCLR(nn.Module):
 
     def view(self, batch: dict, which: int) -> Tensor:
         """One random view of each picture, appendix A: (B, C, S, S)."""
-        image, key = batch["image"], fold(batch["key"], which)
-        boxes = crop_boxes(key, height=image.shape[2], width=image.shape[3], scale=(self.crop, 1.0))
-        x = crop(image, boxes, bernoulli(key, "flip", self.flip), self.encoder.image_size).pixels
-        s = 0.8 * self.jitter
-        x = colour.jitter(x, key, brightness=s, contrast=s, saturation=s, hue=s / 4, p=0.8)
-        x = colour.grayscale(x, key, self.grey)
-        return colour.blur(x, key, p=self.blur) if self.blur else x
+        return contrastive(batch["image"], fold(batch["key"], which), self.encoder.image_size, scale=self.crop, flip=self.flip,
+                           jitter=self.jitter, grey=self.grey, blur=self.blur)
 
     def encode(self, batch: dict) -> Tensor:
         return self.encoder.features(self.whole(batch))                 # (B, D)
