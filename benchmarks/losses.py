@@ -5,10 +5,10 @@
 
 InfoNCE of N queries against N keys, D = 256, fp32, one thread, forward and backward. The floor is the three products of size
 N N D that no way around is known for (logits, gradient of the queries, gradient of the keys), made in tiles of the same shape
-and thrown away. Each contestant has a process of its own, where it and the floor take turns; the table gives the median of the
-ratios, and the memory at the peak beyond the vectors and their gradients. The exponents are the slopes of log seconds and log
-memory over log N, between the two largest N. NT-Xent and CLIP's loss contrast N rows in all. Written to
-benchmarks/results/losses.json.
+and thrown away. Each contestant has a process of its own, which keeps freed memory as training does, and where it and the floor
+take turns; the table gives the median of the ratios, and the memory at the peak beyond the vectors and their gradients. The
+exponents are the slopes of log seconds and log memory over log N, between the two largest N. NT-Xent and CLIP's loss contrast
+N rows in all. Written to benchmarks/results/losses.json.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def cached(q: Tensor, k: Tensor) -> Tensor:
     """sentence-transformers' loss for large batches, on embeddings that are there: 32 rows at a time, as by default."""
     from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
 
-    loss = CachedMultipleNegativesRankingLoss(torch.nn.Identity(), scale=1 / TAU)
+    loss = CachedMultipleNegativesRankingLoss(torch.nn.Sequential(torch.nn.Identity()), scale=1 / TAU)
     return loss.calculate_loss([list(q.split(32)), list(k.split(32))], with_backward=True)
 
 
@@ -104,6 +104,7 @@ def products(q: Tensor, k: Tensor) -> Callable[[], None]:
 
 def measure(name: str, n: int, turns: int, out: multiprocessing.Queue) -> None:
     torch.set_num_threads(1)
+    machine.keep_freed_memory()
     g = torch.Generator().manual_seed(0)
     q, k = (torch.randn(n, D, generator=g).requires_grad_() for _ in range(2))
     loss = CONTESTANTS[name][0]
