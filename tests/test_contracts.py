@@ -213,7 +213,7 @@ def small_towers(slug: str) -> dict:
     method, found = example(slug)(2, torch.float32)[0], {}
     for tower in catalogue.method(slug).towers:
         config = getattr(method, tower.name).config
-        config = config.get("base", config)                             # what a method put on top is not the tower
+        config = config.get("base", config.get("parts", [config])[0])   # what a method made of it is not the tower
         found[tower.name] = {k: v for k, v in config.items() if k not in ("channels", "mean", "std")}
     return found
 

@@ -127,7 +127,9 @@ def test_the_state_of_every_optimiser_comes_back(tmp_path, name):
             if resumed and step == 2:
                 checkpoint.save(tmp_path, m, opt, step=2, seconds=0.0, digest="d")
                 opt = optim.build(optim.complete({"name": name, "lr": 0.1, "weight_decay": 0.01}, batch=1, lr=None), m)
-                assert checkpoint.load(tmp_path, m, opt, digest="d") == {"step": 2, "seconds": 0.0, "digest": "d"}
+                meta = checkpoint.load(tmp_path, m, digest="d")
+                checkpoint.fill_optimiser(opt, meta.pop("moments"))
+                assert meta == {"step": 2, "seconds": 0.0, "digest": "d"}
             for i, p in enumerate(m.parameters()):
                 p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * step + i))
             optim.set_rate(opt, 0.1)

@@ -88,14 +88,18 @@ class Loader:
     def _order(self, epoch: int) -> np.ndarray:
         """Row numbers of every step of an epoch, int64 (steps, B)."""
         if self._batches is None:
-            steps = len(self.rows) // self.batch_size
-            order = keys.shuffle(self.seed, epoch, len(self.rows))
-            return order[: steps * self.batch_size].reshape(steps, self.batch_size)
+            return shuffled(len(self.rows), self.batch_size, self.seed, epoch)
         plan = np.asarray(self._batches(self._light, self.batch_size, self.seed, epoch), dtype=np.int64)
         if plan.ndim != 2 or (epoch and len(plan) != self.steps_per_epoch):
             seen = f"batches() gave {plan.shape} in epoch {epoch}"
             raise NotanError(seen, "(steps, rows), as many steps every epoch")
         return plan
+
+
+def shuffled(rows: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """All rows in a new order every epoch, int64 (steps, B); those left over at its end are not used in it."""
+    steps = rows // batch_size
+    return keys.shuffle(seed, epoch, rows)[: steps * batch_size].reshape(steps, batch_size)
 
 
 _END = object()

@@ -20,6 +20,7 @@ from notan.nets.mlp import MLP
 from notan.nets.protocols import ImageEncoder, LanguageModel
 from notan.nets.resnet import DEPTHS, ResNet
 from notan.nets.spec import parse
+from notan.nets.stages import Stages
 from notan.nets.vit import ViT
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def build_encoder(spec: str | dict[str, Any], info: DataInfo | None = None) -> A
         return rebuild(options) if "architecture" in options else _hub(options["source"], info)
     if name == "headed":
         return Headed(build_encoder(options["base"], info), options["dim"])
+    if name == "stages":
+        return Stages([build_encoder(part, info) for part in options["parts"]])
     if name not in CLASSES:
         raise NotanError(f"there is no encoder {name!r}", f"{', '.join(CLASSES)}, hf:<name>, or a folder",
                          did_you_mean(name, CLASSES))

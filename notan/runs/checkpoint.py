@@ -49,23 +49,24 @@ def save(folder: Path, method: nn.Module, optimiser: Optimizer | None, *, step: 
         shutil.rmtree(old, ignore_errors=True)
 
 
-def load(folder: Path, method: nn.Module, optimiser: Optimizer | None, *, digest: str | None) -> dict[str, Any] | None:
-    """Put the newest readable state into `method` and `optimiser`; its {"step", "seconds"}, or None without one."""
+def load(folder: Path, method: nn.Module, *, digest: str | None, moments: bool = True) -> dict[str, Any] | None:
+    """Put the newest readable state into `method`; its {"step", "seconds", "moments"}, or None without one.
+
+    The moments, {} without `moments`, are for `fill_optimiser`.
+    """
     states = _states(folder)
     for place in reversed(states):
         try:
             meta = json.loads((place / "meta.json").read_text())
             weights = load_file(place / "model.safetensors")
-            moments = load_file(place / "optimiser.safetensors") if optimiser is not None else {}
+            kept = load_file(place / "optimiser.safetensors") if moments else {}
         except (OSError, ValueError, SafetensorError):
             continue                                                    # damaged after it was written: the one before
         if digest is not None and meta["digest"] != digest:
             raise NotanError(f"{place} was written under other settings than config.yaml has", "one run in one folder",
                              "undo the change to config.yaml, or start over with --fresh")
         _fill(method, weights, place)
-        if optimiser is not None:
-            _fill_optimiser(optimiser, moments)
-        return meta
+        return {**meta, "moments": kept}
     if states:
         raise NotanError(f"no state under {folder} can be read", "at least one whole state", "start over with --fresh")
     return None
@@ -169,7 +170,7 @@ def _optimiser_tensors(optimiser: Optimizer | None) -> dict[str, Tensor]:
     return {f"{name}/{key}": x for name, p in _named(optimiser) for key, x in optimiser.state.get(p, {}).items()}
 
 
-def _fill_optimiser(optimiser: Optimizer, moments: dict[str, Tensor]) -> None:
+def fill_optimiser(optimiser: Optimizer, moments: dict[str, Tensor]) -> None:
     """Moments take the layout of their parameter, so that the same kernels run on them as before."""
     optimiser.state.clear()
     parameters = dict(_named(optimiser))

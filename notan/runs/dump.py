@@ -16,14 +16,14 @@ from notan.runs.build import build_method, info_from
 from notan.runs.checkpoint import write_tensors, write_text
 
 
-def dump(folder: Path, method: nn.Module, batch: dict[str, Any], progress: Progress, seed: int,
-         terms: dict[str, float]) -> None:
-    """Write the global batch, the weights before the step, the seed of torch's generator and the progress."""
+def dump(folder: Path, method: nn.Module, batch: dict[str, Any], progress: Progress, seed: int, terms: dict[str, float],
+         number: int = 0) -> None:
+    """Write the global batch, the weights before the step, the seed of torch's generator, the progress and the round."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "weights.safetensors", method.state_dict())
     write_tensors(folder / "batch.safetensors", {k: v for k, v in batch.items() if isinstance(v, Tensor)})
     words = {k: v for k, v in batch.items() if not isinstance(v, Tensor)}
-    record = {"progress": list(progress), "torch_seed": seed, "terms": {k: repr(v) for k, v in terms.items()},
+    record = {"progress": list(progress), "torch_seed": seed, "round": number, "terms": {k: repr(v) for k, v in terms.items()},
               "columns": words}
     write_text(folder / "step.json", json.dumps(record, indent=1))
 
@@ -39,6 +39,8 @@ def replay(folder: str | Path) -> dict[str, float]:
     method = build_method(config, info_from(facts["info"]), home)
     method.load_state_dict(load_file(folder / "weights.safetensors"))
     record = json.loads((folder / "step.json").read_text())
+    if record["round"]:
+        method.enter(record["round"], None)                             # type: ignore[operator]
     batch = {**load_file(folder / "batch.safetensors"), **record["columns"]}
     torch.manual_seed(record["torch_seed"])
     with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16", cache_enabled=False):

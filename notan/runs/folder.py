@@ -56,7 +56,7 @@ class Run:
     def method(self) -> nn.Module:
         """The whole method with the weights of the newest state, on the CPU, in eval mode."""
         method = build_method(self.settings, self.info, self.path)
-        if checkpoint.load(self.path / "state", method, None, digest=None) is None:
+        if checkpoint.load(self.path / "state", method, digest=None, moments=False) is None:
             raise NotanError(f"{self.path} holds no state yet", "a run that was saved once", "train it further")
         return method.eval()
 

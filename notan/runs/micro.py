@@ -39,8 +39,9 @@ def in_parts(method: nn.Module, towers: Sequence[str], size: int) -> None:
                              "an encoder without batch norm", "--encoder vit, or leave out --micro-batch")
     for name in towers:
         tower = getattr(method, name)
-        for call in (c for c in CALLS if hasattr(tower, c)):
-            setattr(tower, call, parts_of(getattr(tower, call), size))
+        for one in getattr(tower, "parts", [tower]):                    # of stages each by itself: methods call those
+            for call in (c for c in CALLS if hasattr(one, c)):
+                setattr(one, call, parts_of(getattr(one, call), size))
 
 
 def parts_of(call: Callable[..., Any], size: int) -> Callable[..., Any]:
@@ -125,7 +126,8 @@ def _counted(method: nn.Module, towers: Sequence[str]) -> Iterator[Kept]:
                 inside[0] = False
         return run
 
-    patched = [(getattr(method, name), c) for name in towers for c in CALLS if hasattr(getattr(method, name), c)]
+    every = [one for name in towers for one in getattr(getattr(method, name), "parts", [getattr(method, name)])]
+    patched = [(one, c) for one in every for c in CALLS if hasattr(one, c)]
     before = [vars(tower).get(c) for tower, c in patched]
     for tower, c in patched:
         setattr(tower, c, counted(getattr(tower, c)))

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from notan.data import Data, Loader, Stream, loader_of, open_data
 from notan.errors import NotanError
 from notan.nets.build import save_encoder
 from notan.nets.norm import has_batch_statistics
+from notan.probes.features import extract
 from notan.runs import checkpoint, machine, optim
 from notan.runs import config as configs
 from notan.runs.build import build_method, make_tokenizers
@@ -31,6 +34,7 @@ from notan.runs.health import first_bad
 from notan.runs.log import Log, Profile, Teller
 from notan.runs.machine import Stopped
 from notan.runs.micro import estimate, in_parts
+from notan.runs.rounds import Round, round_at, rounds
 from notan.runs.step import NotFinite, Step, Stepper
 from notan.runs.watch import Watch, to_device
 
@@ -126,88 +130,131 @@ def _run(config: Config, data: Data, folder: Path, accelerator: Accelerator, hea
     make_tokenizers(config, data, folder)
     method = build_method(config, data.info, folder)
     _check_accumulation(config, method)
-    loader = loader_of(data, batch_size=config.batch, seed=config.seed, batches=getattr(method, "batches", None),
-                       rank=world.rank(), size=world.size())
     method.to(accelerator.device)
     if config.micro_batch is not None:
         in_parts(method, list(config.towers), config.micro_batch)
-    stepper = None
-    if any(p.requires_grad for p in method.parameters()):
-        stepper = Stepper(config, method, optim.build(config.optimiser, method), accelerator, loader.steps_per_epoch)
-    if stepper is not None and config.micro_batch is not None and console is not None and world.is_main():
-        first = to_device(next(loader.at(0)), accelerator.device)
-        console.print(estimate(method, list(config.towers), first, stepper.progress(0), config.micro_batch, len(first["row"])),
-                      style="dim")
+    state = checkpoint.load(folder / "state", method, digest=configs.digest(config)) or {"step": 0, "seconds": 0.0, "moments": {}}
+    now = round_at(rounds(method, config.steps or 0, config.seed), state["step"])
+    if now.number:
+        method.enter(now.number, None)                                  # type: ignore[operator]
+    loader, stepper = _begin(config, now, method, data, accelerator)
+    if stepper is not None:
+        checkpoint.fill_optimiser(stepper.optimiser, state.pop("moments"))
+        _say_memory(config, stepper, loader, console)
     profile = Profile()
-    with profile("timing"):
+    with profile("timing"), _explained(config, now, folder, method, data):
         config = _measured(config, stepper, loader, accelerator.device)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     if world.is_main() and not (folder / "config.yaml").exists():
         facts = {"info": asdict(data.info), "fingerprint": data.fingerprint, "parameters": _sizes(method, config),
                  **machine.facts(accelerator.device)}
         checkpoint.write_text(folder / "config.yaml", configs.dump(config, facts))
-    optimiser, digest = stepper.optimiser if stepper else None, configs.digest(config)
-    state = checkpoint.load(folder / "state", method, optimiser, digest=digest) or {"step": 0, "seconds": 0.0}
     teller = Teller(folder, start=state["step"], steps=config.steps or 0, batch=config.batch, seconds=state["seconds"],
                     title=title, console=console, log=log)
-
-    def save(step: int) -> None:
-        if world.is_main():
-            checkpoint.save(folder / "state", method, optimiser, step=step, seconds=teller.seconds, digest=digest)
-        world.barrier()
-
     machine.reset_peak()
     try:
-        if stepper is not None:
-            stepper.config = config
-            watch = Watch(method, data, accelerator.device, steps=config.steps or 0, rows=config.batch,
-                          probe_every=config.probe_every)
-            _loop(config, stepper, loader, state["step"], watch, teller, profile, save, heard)
-        with profile("save"):
-            save(config.steps or 0)
+        _rounds(config, method, loader, stepper, state["step"], data, folder, teller, profile, heard)
         if world.is_main():
             for tower in config.towers:
                 save_encoder(getattr(method, tower), folder / tower)
         teller.end({"peak_mb": machine.peak_mb(), "profile": profile.seconds})
-    except NotFinite as bad:
-        raise _explained(bad, config, folder, method, data) from None
     except Stopped as stopped:
         raise Stopped(f"{stopped} in {folder}; the same command goes on from there") from None
     finally:
         teller.close()
 
 
-def _loop(config: Config, stepper: Stepper, loader: Loader | Stream, start: int, watch: Watch, teller: Teller, profile: Profile,
-          save: Callable[[int], None], heard: Callable[[], str]) -> None:
-    """The loop. `n` counts from 0; after step n, `done` = n + 1 steps are done."""
+def _rounds(config: Config, method: nn.Module, loader: Loader | Stream, stepper: Stepper | None, start: int, data: Data,
+            folder: Path, teller: Teller, profile: Profile, heard: Callable[[], str]) -> None:
+    """All steps from `start` on, round after round, and the states that are saved on the way and at the end.
+
+    A round ends where the next one has begun: its last state is the first of the next.
+    """
+    steps, digest = config.steps or 0, configs.digest(config)
+
+    def save(step: int) -> None:
+        if world.is_main():
+            checkpoint.save(folder / "state", method, stepper.optimiser if stepper else None, step=step, seconds=teller.seconds,
+                            digest=digest)
+        world.barrier()
+
+    every = rounds(method, steps, config.seed)
+    now = round_at(every, start)
+    while stepper is not None:
+        stepper.config = _own(config, now)
+        device = stepper.accelerator.device
+        watch = Watch(method, data, device, steps=steps, rows=config.batch, probe_every=config.probe_every)
+        with _explained(config, now, folder, method, data):
+            _loop(config, now, stepper, loader, start, watch, teller, profile, save, heard)
+        if now.last == steps:
+            break
+        now, start = every[now.number + 1], now.last
+        with profile("round"):
+            method.enter(now.number, partial(extract, rows=data.train, device=device))  # type: ignore[operator]
+        loader, stepper = _begin(config, now, method, data, stepper.accelerator)
+        save(start)
+        if stop := _agreed(heard()):
+            raise Stopped(f"{stop}: saved at step {start} of {steps}")
+    with profile("save"):
+        save(steps)
+
+
+def _loop(config: Config, now: Round, stepper: Stepper, loader: Loader | Stream, start: int, watch: Watch, teller: Teller,
+          profile: Profile, save: Callable[[int], None], heard: Callable[[], str]) -> None:
+    """The loop of one round. `n` counts from 0 over the run; after step n, `done` = n + 1 steps are done."""
     steps = config.steps or 0
     log_every = config.log_every or max(1, min(50, steps // 100))
-    batches, saved = loader.at(start), time.perf_counter()
-    for n in range(start, steps):
+    batches, saved = loader.at(start - now.first), time.perf_counter()
+    for n in range(start, now.last):
         done = n + 1
         with profile("data"):
             batch = to_device(next(batches), stepper.accelerator.device)
         with profile("step"):
-            teller.add(stepper(n, batch, watch.gradients if watch.due(done) else None))
+            teller.add(stepper(n - now.first, batch, watch.gradients if watch.due(done) else None))
         with profile("watch"):
             seen = watch.look(done)
-        log = done % log_every == 0 or done == steps
+        log = done % log_every == 0 or done == now.last
         stop = _agreed(heard()) if log or world.size() == 1 else ""     # ranks can only stop at the same step
         late = log and world.any_rank(time.perf_counter() - saved > SAVE_SECONDS)
         due = late if config.save_every is None else done % config.save_every == 0
         with profile("log"):
             if log or seen or due or stop:
-                teller.tell(done, stepper.rate(n), seen)
+                teller.tell(done, stepper.rate(n - now.first), seen)
             while watch.alarms:
                 teller.alarm(done, *watch.alarms.pop(0))
             if (due or stop or done == steps) and (skipped := loader.skipped()):
                 teller.alarm(done, "unreadable", skipped)
+        if done == now.last:                                            # what comes next saves
+            return
         with profile("save"):
             if due or stop:
                 save(done)
                 saved = time.perf_counter()
-        if stop and done < steps:
+        if stop:
             raise Stopped(f"{stop}: saved at step {done} of {steps}")
+
+
+def _begin(config: Config, now: Round, method: nn.Module, data: Data,
+           accelerator: Accelerator) -> tuple[Loader | Stream, Stepper | None]:
+    """What reads rows in a round, and what takes its steps: nothing where nothing learns."""
+    loader = loader_of(data, batch_size=config.batch, seed=now.seed, batches=getattr(method, "batches", None), rank=world.rank(),
+                       size=world.size())
+    if not any(p.requires_grad for p in method.parameters()):
+        return loader, None
+    return loader, Stepper(_own(config, now), method, optim.build(config.optimiser, method), accelerator, loader.steps_per_epoch)
+
+
+def _own(config: Config, now: Round) -> Config:
+    """The settings of one round: its seed, and its share of the steps once they are known."""
+    return replace(config, seed=now.seed, steps=config.steps and now.last - now.first)
+
+
+def _say_memory(config: Config, stepper: Stepper, loader: Loader | Stream, console: Any) -> None:
+    """Before a run in parts: what they save."""
+    if config.micro_batch is not None and console is not None and world.is_main():
+        first = to_device(next(loader.at(0)), stepper.accelerator.device)
+        console.print(estimate(stepper.method, list(config.towers), first, stepper.progress(0), config.micro_batch,
+                               len(first["row"])), style="dim")
 
 
 def _measured(config: Config, stepper: Stepper | None, loader: Loader | Stream, device: torch.device) -> Config:
@@ -248,23 +295,27 @@ def _check_accumulation(config: Config, method: nn.Module) -> None:
                          "the whole batch at once, or an encoder without batch norm", f"--encoder vit, or {fix}")
 
 
-def _explained(bad: NotFinite, config: Config, folder: Path, method: nn.Module, data: Data) -> NotanError:
-    """Dump the step and say what was seen first and what it likely means."""
-    step, terms = bad.step, bad.terms
-    place, named = folder / "debug" / f"step-{step:08d}", first_bad(method)
-    if world.is_main():
-        whole = loader_of(data, batch_size=config.batch, seed=config.seed, batches=getattr(method, "batches", None))
-        dump(place, method, whole.batch(step), bad.progress, bad.seed, terms)
-        if not (folder / "config.yaml").exists():                       # while a minutes budget was being timed
-            facts = {"info": asdict(data.info), "fingerprint": data.fingerprint}
-            checkpoint.write_text(folder / "config.yaml", configs.dump(config, facts))
-    shown = ", ".join(f"{k} {v:.4g}" for k, v in terms.items())
-    where = f"; the first bad gradient is that of {named}" if named else ""
-    likely = "a learning rate that is too high" if step else "the data or the loss"
-    likely = "low precision" if config.precision == "bf16" else likely
-    return NotanError(f"step {step} is not finite ({shown}{where})", "finite numbers",
-                      f"likely {likely}: a lower --lr, --clip 1, --precision fp32; the step is kept in {place}, and "
-                      f"notan.runs.dump.replay({str(place)!r}) runs it again")
+@contextmanager
+def _explained(config: Config, now: Round, folder: Path, method: nn.Module, data: Data) -> Iterator[None]:
+    """A step that is not finite is dumped, and the error says what was seen first and what it likely means."""
+    try:
+        yield
+    except NotFinite as bad:
+        step, terms = now.first + bad.step, bad.terms
+        place, named = folder / "debug" / f"step-{step:08d}", first_bad(method)
+        if world.is_main():
+            whole = loader_of(data, batch_size=config.batch, seed=now.seed, batches=getattr(method, "batches", None))
+            dump(place, method, whole.batch(bad.step), bad.progress, bad.seed, terms, now.number)
+            if not (folder / "config.yaml").exists():                   # while a minutes budget was being timed
+                facts = {"info": asdict(data.info), "fingerprint": data.fingerprint}
+                checkpoint.write_text(folder / "config.yaml", configs.dump(config, facts))
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in terms.items())
+        where = f"; the first bad gradient is that of {named}" if named else ""
+        likely = "a learning rate that is too high" if step else "the data or the loss"
+        likely = "low precision" if config.precision == "bf16" else likely
+        raise NotanError(f"step {step} is not finite ({shown}{where})", "finite numbers",
+                         f"likely {likely}: a lower --lr, --clip 1, --precision fp32; the step is kept in {place}, and "
+                         f"notan.runs.dump.replay({str(place)!r}) runs it again") from None
 
 
 def _clear(folder: Path, config: Config) -> None:

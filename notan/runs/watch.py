@@ -32,7 +32,7 @@ class Watch:
         affordable = SHARE * steps * rows
         self._look_every = max(1, min(500, steps // _between(6, affordable / LOOKED_AT, 20)))
         self._probe_every = probe_every or max(1, steps // _between(2, affordable / (2 * PROBED), 5))
-        self._health = Health(method)
+        self._health = Health(getattr(method, "learner", method))         # of a method in rounds what learns in this one
         self._rows = _some(len(data.train), LOOKED_AT)
         self.alarms: list[Alarm] = []
 
