@@ -33,3 +33,22 @@ def texts() -> list[dict]:
     """Batches of short texts, one of them a single letter."""
     words = ["a short text", "x", "one that is longer than the others", "dots ...", "again", "again and again", "so it goes"]
     return [{"text": words[:3], "row": torch.arange(3)}, {"text": words[3:], "row": torch.arange(3, 7)}]
+
+
+class Bright(nn.Module):
+    """An encoder of pictures: a linear layer on pixels, and tanh."""
+
+    def __init__(self, dim: int = 6) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3 * 8 * 8, dim)
+
+    def encode(self, batch: dict) -> Tensor:
+        return self.layer(batch["image"].to(self.layer.weight.dtype).flatten(1) / 255).tanh()
+
+
+def pictures() -> list[dict]:
+    """Two batches of coloured pictures, of three classes."""
+    g = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (20, 3, 8, 8), generator=g, dtype=torch.uint8)
+    whole = {"image": image, "label": torch.arange(20) % 3, "row": torch.arange(20), "key": torch.arange(20) * 7919}
+    return [{k: v[:12] for k, v in whole.items()}, {k: v[12:] for k, v in whole.items()}]

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from notan.losses.geometry import effective_rank, spread
 
 PATIENCE = 3                                                            # looks in a row before an alarm
 LOW_SPREAD = 0.005                                                      # of 1; masked ViTs on tiny patches learn at 0.012
@@ -26,22 +27,6 @@ class Alarm(NamedTuple):
 
     kind: str
     message: str
-
-
-def effective_rank(z: Tensor) -> float:
-    """exp of the entropy of the normalised singular values of centred (N, D): 1 to min(N - 1, D); 0 if all equal."""
-    z = z.double()
-    s = torch.linalg.svdvals(z - z.mean(0))
-    if s.sum() <= 1e-9 * z.norm():
-        return 0.0
-    p = s / s.sum()
-    return float(torch.exp(-torch.xlogy(p, p).sum()))
-
-
-def spread(z: Tensor) -> float:
-    """Mean std of L2-normalised (N, D), times sqrt(D): 1 when spread over the whole sphere, 0 if all are equal."""
-    z = F.normalize(z.double(), dim=1)
-    return float(z.std(0, correction=0).mean() * z.shape[1] ** 0.5)
 
 
 class Health:
