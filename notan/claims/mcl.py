@@ -76,7 +76,7 @@ def run(arm: str, seed: int, quick: bool) -> dict[str, float]:
 
 
 def learn(method: MCL, train: Rows, steps: int, seed: int) -> None:
-    fit(method, train, steps=steps, batch=min(BATCH, len(train) // 8), lr=RATE, seed=seed)
+    fit(method, train, steps=steps, batch=min(BATCH, len(train) // 40), lr=RATE, seed=seed)
 
 
 @cache
