@@ -168,8 +168,8 @@ def _compare_flags(p: argparse.ArgumentParser) -> None:
 
 def _probe_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("run", metavar="RUN", help="a run folder, an encoder folder, or hf:NAME")
-    p.add_argument("--protocol", action="append", choices=["ridge", "knn", "logistic", "fewshot", "finetune", "segmentation"],
-                   help="repeatable (default: ridge and knn)")
+    p.add_argument("--protocol", action="append", help="repeatable (default: ridge and knn)",
+                   choices=["ridge", "knn", "logistic", "fewshot", "attributes", "finetune", "segmentation"])
     p.add_argument("--rows", type=int, default=10_000, help="most labelled rows (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")

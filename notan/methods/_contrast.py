@@ -6,11 +6,14 @@ the same number on every rank, with gradients that DDP's average makes exact (se
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from notan import world
 from notan.errors import NotanError
+from notan.losses.geometry import kernel_log_sums
 from notan.losses.info_nce import info_nce, info_nce_bank
 from notan.losses.sigmoid import sigmoid_contrast
 from notan.losses.supcon import sup_con
@@ -64,6 +67,19 @@ def each_pair(q: Tensor, k: Tensor, *, tau: float | Tensor, bias: float | Tensor
         positive = own if rank == world.rank() else torch.full_like(own, -1)
         rows = rows + sigmoid_contrast(q, keys, tau=tau, bias=bias, positive=positive)
     return world.mean(rows.sum(), len(rows))
+
+
+def evenness(z: Tensor, *, t: float) -> Tensor:
+    """`geometry.uniformity` of the rows (n, D) of all ranks: (). 0 where all are equal; lower, the more evenly they lie."""
+    keys = world.gather(z)
+    rows = world.gather(kernel_log_sums(z, keys, t=t, exclude=_own(z, len(keys))))
+    return rows.logsumexp(0) - math.log(len(keys) * (len(keys) - 1))
+
+
+def negative_entropy(z: Tensor, *, t: float) -> Tensor:
+    """Minus the entropy of the rows (n, D) of all ranks by Gaussian kernels, themselves included: (), from -log N to 0."""
+    keys = world.gather(z)
+    return world.mean(kernel_log_sums(z, keys, t=t).sum(), len(z)) - math.log(len(keys))
 
 
 def _own(x: Tensor, whole: int) -> Tensor:

@@ -102,7 +102,7 @@ def _tables(encode: Encode, rows: Rows, classes: tuple[str, ...], batch: int) ->
     for start in range(0, len(rows), ROWS):
         index = np.arange(start, min(start + ROWS, len(rows)))
         columns: dict[str, Any] = {"row": pa.array(index)}
-        for name, z in _features(encode, rows, index, batch).items():
+        for name, z in features_by_name(encode, rows, index, batch).items():
             columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(z.numpy().reshape(-1)), z.shape[1])
         if labels is not None:
             columns["label"] = pa.array(labels[index])
@@ -111,7 +111,7 @@ def _tables(encode: Encode, rows: Rows, classes: tuple[str, ...], batch: int) ->
         yield pa.table(columns)
 
 
-def _features(encode: Encode, rows: Rows, index: np.ndarray, batch: int) -> dict[str, Tensor]:
+def features_by_name(encode: Encode, rows: Rows, index: np.ndarray, batch: int) -> dict[str, Tensor]:
     """Features (N, D) by column name. Several outputs pass through `extract` side by side and are cut apart again."""
     widths: dict[str, int] = {}
 

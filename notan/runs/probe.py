@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from notan.data import Data, open_data
+from notan.data import Data, keys, open_data
 from notan.errors import NotanError, did_you_mean
+from notan.probes.attributes import attribute_pairs
 from notan.probes.features import extract
 from notan.probes.fewshot import few_shot, label_curve
 from notan.probes.finetune import finetune
@@ -19,10 +20,10 @@ from notan.probes.logistic import logistic
 from notan.probes.ridge import ridge
 from notan.probes.segmentation import segmentation
 from notan.runs import study
-from notan.runs.embed import encoding, fitted, load_tower
+from notan.runs.embed import encoding, features_by_name, fitted, load_tower
 from notan.runs.folder import Run
 
-PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "finetune", "segmentation")
+PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "attributes", "finetune", "segmentation")
 
 
 def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[str] | None = None, rows: int = 10_000,
@@ -42,7 +43,9 @@ def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[st
         results["segmentation"] = _segment(run, opened, rows)
     if "finetune" in asked:
         results["finetune"] = _finetune(run, opened, rows, seed)
-    if rest := [name for name in asked if name not in results]:
+    if "attributes" in asked:
+        results |= _attributes(run, opened, rows)
+    if rest := [name for name in asked if name not in results and name != "attributes"]:
         chosen = study.rowset(opened, rows)
         z, t = study.embed(encoding(run), opened, chosen)
         x = z, chosen.train_y, t, chosen.test_y
@@ -56,6 +59,7 @@ def print_results(results: dict[str, dict[str, Any]], console: Any) -> None:
     """One line a protocol, and below it what was done."""
     for name, r in results.items():
         value = f"mIoU {r['miou']:.3f}" if "miou" in r else f"accuracy {r['accuracy']:.3f}"
+        value += f"   (chance {r['chance']:.3f}, most frequent class {r['majority']:.3f})" if "chance" in r else ""
         console.print(f"{name}: {value}", style="bold")
         console.print(f"  {r['protocol']}", highlight=False)
 
@@ -70,6 +74,22 @@ def _frozen(name: str, x: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> d
         return {"knn": knn_cosine(*x), "knn, euclidean": knn_euclidean(*x)}
     curve = label_curve(*x, sizes=(*study.SIZES, len(x[1])), seed=seed)
     return {"10 per class": few_shot(*x, n=10, seed=seed)} | {f"{n:,} labels": r for n, r in curve.items()}
+
+
+def _attributes(run: str | Path, data: Data, rows: int) -> dict[str, dict[str, Any]]:
+    """A ridge probe of each attribute from each space; where the data has groups, of target rows."""
+    if "attributes" not in data.info.columns:
+        raise NotanError(f"{data.info.name} has the columns {', '.join(data.info.columns)}",
+                         "a column `attributes` in both splits", "--column THEIRS=attributes, as often as there are some")
+    spaces, known = [], []
+    for split in (data.train, data.test):
+        index = np.arange(len(split))
+        index = index[split.values("group") == 1] if "group" in split.columns else index
+        index = index[keys.shuffle(0, 0, len(index))[:rows]]
+        found = features_by_name(encoding(run), split, index, 512)
+        spaces.append({name.removeprefix("feature_"): z for name, z in found.items()})
+        known.append(torch.from_numpy(split.values("attributes")[index]))
+    return attribute_pairs(spaces[0], known[0], spaces[1], known[1])
 
 
 def _finetune(run: str | Path, data: Data, rows: int, seed: int) -> dict[str, Any]:
