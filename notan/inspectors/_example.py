@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from notan.nets.gate import PairGate
+
 
 class Letters(nn.Module):
     """Reads letters: an embedding and two layers that add the mean of what came before."""
@@ -52,3 +54,13 @@ def pictures() -> list[dict]:
     image = torch.randint(0, 256, (20, 3, 8, 8), generator=g, dtype=torch.uint8)
     whole = {"image": image, "label": torch.arange(20) % 3, "row": torch.arange(20), "key": torch.arange(20) * 7919}
     return [{k: v[:12] for k, v in whole.items()}, {k: v[12:] for k, v in whole.items()}]
+
+
+class Gated(Bright):
+    """The same with Hydra's gates of three classes."""
+
+    classes = ("a", "b", "c")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = PairGate(3, 6, embed=4, hidden=8)

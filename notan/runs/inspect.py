@@ -18,6 +18,7 @@ from notan.data import Rows, keys, open_data
 from notan.errors import NotanError, check_between
 from notan.runs.checkpoint import read_text, write_text
 from notan.runs.embed import Encode, encoding
+from notan.runs.folder import Run
 from notan.runs.reader import load
 
 
@@ -26,10 +27,10 @@ def inspect(name: str, model: str | Path | Any, data: str | Path, *, tokenizer: 
             data_options: dict[str, Any] | None = None) -> dict[str, Any]:
     """What the inspector finds: numbers, lists of numbers, and figures by name.
 
-    model: what it asks for: a language model by name, folder, .gguf file or loaded (then with its `tokenizer`), or a run, an
-    encoder folder, "hf:NAME" or a module with `features`. data: what `open_data` takes, or a .txt file with a text a line; at
-    most `rows` of its rows, chosen by key, and `tokens` tokens of a text. With `out`, a folder, numbers are written to
-    NAME.json there and figures to NAME-FIGURE.png.
+    model: what it asks for: a language model by name, folder, .gguf file or loaded (then with its `tokenizer`); a run, an
+    encoder folder, "hf:NAME" or a module with `features`; or a run, for what its method has. data: what `open_data` takes, or a
+    .txt file with a text a line; at most `rows` of its rows, chosen by key, and `tokens` tokens of a text. With `out`, a folder,
+    numbers are written to NAME.json there and figures to NAME-FIGURE.png.
 
     Raises `NotanError` for an unknown inspector, data without the columns it needs, and what `open_data` and models raise.
     """
@@ -39,8 +40,9 @@ def inspect(name: str, model: str | Path | Any, data: str | Path, *, tokenizer: 
         raise NotanError(f"{name} has no setting {min(unknown)!r}", f"one of {[f.name for f in entry.flags]}", "leave it out")
     measure = importlib.import_module(f"notan.inspectors.{name}").measure
     batches = batches_of(data, entry.card["needs"], rows, data_options or {})
-    subject = Reading(*load(model, tokenizer), tokens) if entry.card["asks"] == "states" else Encoding(encoding(model))
-    found = measure(subject, batches, **(settings or {}))
+    asks = {"states": lambda: Reading(*load(model, tokenizer), tokens), "encode": lambda: Encoding(encoding(model)),
+            "method": lambda: Run(model).method()}
+    found = measure(asks[entry.card["asks"]](), batches, **(settings or {}))
     if out is not None:
         _write(found, Path(out), name)
     return found
