@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_contracts import HALFWAY, ROWS, loss_of, rows_of
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from notan import cli
 from notan.data import DataInfo
@@ -60,7 +61,7 @@ def test_golden_values(similarity, value):
     y1, y2, keys = (torch.tensor(y) for y in ([0, 0, 1, 1, 2, 2], [1, 2, 0, 1, 2, 0], [0, 1, 2, 0, 1, 2, 3, 3]))
     sums, counts = paired(q, k, g, y1, y2, keys, tau=0.1, similarity=similarity)
     assert counts.tolist() == [2] * 6
-    assert float((sums / (counts + 1e-6)).mean()) == pytest.approx(value, rel=5e-8)        # the released code adds 1e-6
+    assert float((sums / (counts.double() + 1e-6)).mean()) == pytest.approx(value, abs=1e-9)   # the released code has the 1e-6
 
 
 @settings(max_examples=40, deadline=None)
@@ -148,6 +149,40 @@ def test_no_negatives_no_positives_and_zero_vectors_are_finite(similarity):
     sums, _ = paired(q.requires_grad_(), k, g, *(torch.tensor(y) for y in ([0, 1], [1, 2], [0, 1, 2, 3])), tau=0.1,
                      similarity=similarity)
     assert torch.isfinite(torch.autograd.grad(sums.sum(), q)[0]).all()
+
+
+@pytest.mark.parametrize("similarity", FORMS)
+def test_nan_is_not_hidden_and_a_constant_of_a_row_cancels(similarity):
+    q, k, g, *y = case()
+    whole = paired(q, k, g, *y, tau=0.2, similarity=similarity)[0]
+    torch.testing.assert_close(paired(q, k, g, *y, tau=0.2, similarity=lambda *x: similarity(*x) + torch.arange(6.0)[:, None])[0],
+                               whole)
+    for broken in (0, 1, 2):
+        x = [v.clone() for v in (q, k, g)]
+        x[broken][0, 0] = torch.nan
+        assert paired(*x, *y, tau=0.2, similarity=similarity)[0].isnan().any()
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor holds that is made meanwhile."""
+
+    size = 0
+
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+        out = call(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            self.size = max(self.size, x.numel() if isinstance(x, Tensor) else 0)
+        return out
+
+
+@pytest.mark.parametrize("similarity", FORMS)
+def test_no_tensor_is_larger_than_a_tile(similarity):
+    n, d, y = 1000, 8, torch.arange(1000) % 10
+    q, k, g = (torch.rand(n, d).requires_grad_() for _ in range(3))
+    with Largest() as made:
+        sums, counts = paired(q, k, g, y, (y + 1) % 10, y, tau=0.1, similarity=similarity, tile=20_000)
+        (sums.sum() / counts.sum()).backward()
+    assert made.size == 20_000 and (counts == 100).all()
 
 
 def test_half_precision_is_computed_in_single():

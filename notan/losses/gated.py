@@ -24,8 +24,8 @@ def renormed(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
     """
     g2 = g.square()
     lengths = (q.square() * g2).sum(1)[:, None] * (g2 @ k.square().T)
-    there = lengths > 0
-    return torch.where(there, (q * g2) @ k.T, 0) / torch.where(there, lengths, 1).sqrt()
+    nothing = lengths == 0                                              # and not NaN, which is to stay
+    return ((q * g2) @ k.T).masked_fill(nothing, 0) / lengths.masked_fill(nothing, 1).sqrt()
 
 
 def flat(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
@@ -49,16 +49,17 @@ def paired(q: Tensor, k: Tensor, g: Tensor, own: Tensor, other: Tensor, key_labe
     with full_precision(q):
         q, k, g = (x.to(wide(q)) for x in (q, k, g))
         size = max(1, tile // max(1, len(k)))
-        sums = [checkpoint(_rows, q[i], k, g[i], own[i], other[i], key_labels, tau, similarity, use_reentrant=False)
-                for i in parts(len(q), size)]
-    return torch.cat(sums), (other[:, None] == key_labels).sum(1)
+        found = [checkpoint(_rows, q[i], k, g[i], own[i], other[i], key_labels, tau, similarity, use_reentrant=False)
+                 for i in parts(len(q), size)]
+    sums, counts = zip(*found)
+    return torch.cat(sums), torch.cat(counts)
 
 
 def _rows(q: Tensor, k: Tensor, g: Tensor, own: Tensor, other: Tensor, key_labels: Tensor, tau: float | Tensor,
-          similarity: Similarity) -> Tensor:
+          similarity: Similarity) -> tuple[Tensor, Tensor]:
     logits = similarity(q, k, g) / tau
     positive = other[:, None] == key_labels
     negative = (own[:, None] != key_labels) & ~positive
     # far below any logit instead of -inf, whose log-sum-exp over nothing has no gradient
     lse = logits.masked_fill(~negative, torch.finfo(logits.dtype).min / 4).logsumexp(1, keepdim=True)
-    return (F.softplus(lse - logits) * positive).sum(1)
+    return (F.softplus(lse - logits) * positive).sum(1), positive.sum(1)
