@@ -133,15 +133,16 @@ def drawn(u: Tensor, found: dict[str, Any]) -> Any:
     for tau in found["taus"]:
         penalty.plot(s, relative_penalty(s, tau) * len(s), label=f"{tau:g}")
     penalty.set(yscale="log", ylim=(1e-3, None), xlabel="cosine of the negative", ylabel="penalty (1: all alike)",
-                title="whom a loss pushes, negatives even")
+                title="whom a loss pushes, of negatives all over")
     penalty.legend(title="tau", fontsize=7, ncols=2)
     effective.loglog(found["taus"], found["effective negatives"], marker=".", label="effective negatives")
     effective.axhline(len(u) - 1, color="grey", linestyle=":", label="all of them")
     effective.set(xlabel="tau", title="how many of these rows are pushed")
     effective.legend(fontsize=7)
-    local.bar(["views", *map(str, range(1, len(found["nearest"]) + 1))], [found["views"], *found["nearest"]],
-              color=["tab:orange"] + ["tab:blue"] * len(found["nearest"]))
-    local.set(xlabel="another view of it, and its nearest others", ylabel="mean cosine", title="local separation")
+    local.plot(range(1, len(found["nearest"]) + 1), found["nearest"], marker=".", label="its nearest others")
+    local.axhline(found["views"], color="tab:orange", label="another view of it")
+    local.set(xlabel="rank", ylabel="mean cosine with a picture", title="local separation")
+    local.legend(fontsize=7)
     return figure
 
 
