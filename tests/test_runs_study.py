@@ -40,6 +40,18 @@ def test_only_methods_of_one_encoder_are_ranked():
     assert verdict(study)[-1].startswith("Best on vit 128x4/4: ") and verdict(study, across=True)[-1].startswith("Best: hpm by ")
 
 
+def test_methods_that_learn_from_labels_are_ranked_by_themselves():
+    def row(arm, a, **more):
+        return {"arm": arm, "kind": "method", "encoder": "vit", "metrics": {"few": [a, a + 0.01]}, **more}
+
+    rows = [row("simclr", 0.5, labels=False), row("mae", 0.4), row("hydra", 0.9, labels=True), row("supcon", 0.8, labels=True)]
+    for across, where in ((False, " on vit"), (True, "")):
+        assert set(leaders(rows, "few", across).values()) == {"simclr", "hydra"}
+        said = verdict({"rows": rows}, across)
+        assert f"Best{where}: simclr by few." in said and f"Best{where} from labels: hydra by few." in said
+        assert any(line.startswith("hydra and supcon learned from the labels") for line in said)
+
+
 def test_the_verdict_says_where_a_method_stands_by_each_metric():
     def row(arm, kind, encoder, a, b):
         return {"arm": arm, "kind": kind, "encoder": encoder, "metrics": {"few": a, "all": b}}

@@ -223,10 +223,16 @@ def _row(label: str, kind: str, arm: Arm | None, results: list[dict], width: int
     summaries = [run.summary for run in arm.runs]
     trained = kind != "random"
     return row | {
-        "encoder": _name(config), "params": last.facts["parameters"].get(tower, 0), "steps": last.settings.steps or 0,
+        "encoder": _name(config), "labels": _taught(arm), "params": last.facts["parameters"].get(tower, 0),
+        "steps": last.settings.steps or 0,
         "seconds": float(np.mean([s["seconds_in_all"] for s in summaries])) if trained else 0.0,
         "peak_mb": float(np.max([s["peak_mb"] for s in summaries])) if trained else 0.0,
     }
+
+
+def _taught(arm: Arm) -> bool:
+    """Whether the method learns from labels."""
+    return any(word in ("label", "target") for need in catalogue.method(arm.slug).card["needs"] for word in need.split(" or "))
 
 
 def _family(spec: str | dict[str, Any]) -> str:

@@ -49,15 +49,18 @@ def paired(values: Sequence[float], baseline: Sequence[float], confidence: float
 
 
 def leaders(rows: Sequence[dict[str, Any]], metric: str, across: bool = False) -> dict[str, str]:
-    """The method with the largest mean of `metric` for each encoder; `across` encoders, of all, under ""."""
+    """The method with the largest mean of `metric` in each `league`; `across` encoders, of all."""
     best: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        group = "" if across else row["encoder"]
-        if row["kind"] != "method":
-            continue
+    for row in (r for r in rows if r["kind"] == "method"):
+        group = league(row, across)
         if group not in best or mean(row["metrics"][metric]) > mean(best[group]["metrics"][metric]):
             best[group] = row
     return {group: row["arm"] for group, row in best.items()}
+
+
+def league(row: dict[str, Any], across: bool = False) -> str:
+    """Whom a method is ranked with: those of its encoder, or all; and those that learn from labels, or those that do not."""
+    return ("" if across else row["encoder"]) + (" from labels" if row.get("labels") else "")
 
 
 def verdict(study: dict[str, Any], across: bool = False) -> list[str]:
@@ -75,12 +78,14 @@ def verdict(study: dict[str, Any], across: bool = False) -> list[str]:
                 "measure all of them again in one run",
             )
     methods = [r for r in rows if r["kind"] == "method"]
-    groups = {"all"} if across else {r["encoder"] for r in methods}
+    groups = {league(r, across) for r in methods}
     lines = [_standing(row, rows, metrics) for row in methods]
+    if taught := [r["arm"] for r in methods if r.get("labels")]:
+        lines.append(f"{' and '.join(taught)} learned from the labels of the training rows: not ranked with what did not.")
     for group in sorted(groups):
-        rivals = [r for r in methods if across or r["encoder"] == group]
+        rivals = [r for r in methods if league(r, across) == group]
         if len(rivals) > 1:
-            where = "" if len(groups) == 1 else f" on {group}"
+            where = "" if len(groups) == 1 else f" on {group}" if not across else group
             lead = {m: leaders(rivals, m, across) for m in metrics}
             lines.append(f"Best{where}: " + _by({m: next(iter(arm.values())) for m, arm in lead.items()}) + ".")
     return lines
