@@ -19,14 +19,14 @@ def values(gain: float = 0.04, **changed: float) -> dict:
     """Made-up values: open arms at 0.77 with a deviation of 0.0016, gates `gain` above; `changed` shifts a space or an arm."""
     arms = {}
     for arm in hydra.CLAIM["arms"]:
-        level = {"random": 0.76, "supervised": 0.82}.get(arm, 0.77 + gain * ("gate" in arm))
-        arms[arm] = {s: {"backbone": level, "projector": level - 0.02, "backbone rank": 60, "projector rank": 20, "overlap": 0.5,
-                         "width": 0.2} for s in SEEDS}
+        level = {"random": 0.76, "supervised": 0.82}.get(arm, 0.77 + gain * arm.endswith(", gate"))
+        arms[arm] = {s: {"backbone": level, "projector": level - 0.02, "backbone rank": 60, "projector rank": 20,
+                         "overlap": 0.5, "width": 0.2} for s in SEEDS}
         for s in SEEDS:
             for space in ("backbone", "projector"):
                 noise = 0.001 * (s - 2) * (1 if "open" in arm else -1)
-                arms[arm][s][space] += noise + changed.get(arm.split(",")[0], 0) * ("gate" in arm or arm == "random")
-                arms[arm][s][space] += changed.get(space, 0) * ("gate" in arm)
+                arms[arm][s][space] += noise + changed.get(arm.split(",")[0], 0) * (arm.endswith(", gate") or arm == "random")
+                arms[arm][s][space] += changed.get(space, 0) * arm.endswith(", gate")
     return arms
 
 
@@ -62,6 +62,12 @@ def test_arms_of_a_seed_begin_with_one_encoder_and_one_projector():
             assert all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True)), arm
 
 
+def test_the_other_gate_is_given_anothers_pair():
+    gate = hydra.made("arbitrary, other gate", hydra.filled(True)[1]).gate.eval()
+    a, b = torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5])
+    torch.testing.assert_close(gate(a, b)[[1, 2, 0]], PairGate.forward(gate, a, b))
+
+
 def test_the_twenty_classes_are_all_there_and_look_as_they_are_called():
     rows, info = hydra.filled(True)
     image, label = rows.stores["image"][:, 0].astype(float), rows.values("label")
@@ -85,6 +91,6 @@ def test_relations_are_those_that_were_planted():
     gate = Planted(20, 9, embed=4, hidden=8)
     gate.knows = True
     found = hydra.relations(gate)
-    assert found["overlap"] == pytest.approx(1) and found["width"] == pytest.approx(-1)     # two of one kind open three, not four
+    assert found["overlap"] == pytest.approx(1) and found["width"] == pytest.approx(-1)     # three are open, and not four
     gate.knows = False
     assert abs(hydra.relations(gate)["width"]) < 0.2
