@@ -244,6 +244,8 @@ def test_too_few_classes_and_rows_without_one(module):
             type(method)(tower, data=DataInfo("d", 9, ("image", "label"), 16, 3, classes=classes))
     with pytest.raises(NotanError, match="1 rows of a batch have no label"):
         method.loss({**batch, "label": torch.tensor([-1] + [0] * (ROWS - 1))}, HALFWAY)
+    with pytest.raises(NotanError, match=r"one value per channel|a batch of one row"):
+        method.train().loss(rows_of(batch, slice(0, 1)), HALFWAY)
     with pytest.raises(NotanError, match="tau = 0"):
         type(method)(tower, data=DataInfo("d", 9, ("image", "label"), 16, 3, classes=("a", "b", "c")), tau=0.0)
 

@@ -49,8 +49,8 @@ CLAIM = {
                 "projector, views and tau; supervised: cross-entropy on one crop a picture, half as many passes; random: "
                 "untrained. Gates' relations: arms with gates are trained once more, in the same way, on trousers, dresses, "
                 "coats, bags and boots, plain, with stripes either way or in checks; 70 of the 190 pairs of classes share a "
-                "kind or a fill; random's gates are untrained. Expected against supcon and supervised: a tie or a loss, which"
-                " is no part of the verdict. Sizes were settled on seeds 100 and 101.",
+                "kind or a fill; random's gates are untrained. Expected against supcon and supervised: a tie or a loss, "
+                "which is no part of the verdict. Sizes were settled on seeds 100 and 101.",
     "uses": ["_train.py"], "methods": ["hydra", "supcon", "supervised"],
     "minutes": 16,
 }
