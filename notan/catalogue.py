@@ -7,7 +7,7 @@ can be read from the text. `notan --help` and `notan list` therefore start at on
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -46,6 +46,10 @@ class Entry:
     @property
     def title(self) -> str:
         return self.card["title"]
+
+    def lacking(self, columns: Iterable[str]) -> list[str]:
+        """What it needs that none of the columns is; "label or target" needs either."""
+        return [need for need in self.card["needs"] if set(need.split(" or ")).isdisjoint(columns)]
 
 
 @cache

@@ -151,13 +151,31 @@ def _describe(raw: Raw, train: Rows, test: Rows, form: Form | None) -> Data:
         train, test = _without(train, "label"), _without(test, "label")
         classes = ()
     mean, std = moments(train) if "image" in train.columns else ((), ())
+    centre, spread = number_moments(train)
     target = train.values("target") if "target" in train.columns else None
     info = DataInfo(
         name=raw.name, rows=len(train), columns=train.columns, classes=classes, mean=mean, std=std,
         image_size=form.side if form else None, channels=form.channels if form else None,
+        width=len(centre) or None, centre=centre, spread=spread,
         target_range=None if target is None else (float(target.min()), float(target.max())), notes=" ".join(notes),
     )  # fmt: skip
     return Data(train, test, info, _fingerprint(raw, train, test, form), notes)
+
+
+def number_moments(rows: Rows, most: int = 100_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each number of `features`, or of a step of `series` where there are none; else empty.
+
+    Of evenly spaced rows when there are more than `most`. A number that never varies gets a deviation of 1.
+    """
+    column = next((name for name in ("features", "series") if name in rows.columns), None)
+    if column is None:
+        return (), ()
+    index = np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)
+    where, store = index if rows.index is None else rows.index[index], rows.stores[column]
+    values = [np.asarray(store[i], dtype=np.float64) for i in where]
+    steps = np.stack(values) if column == "features" else np.concatenate([x.reshape(len(x), -1) for x in values])  # (n, width)
+    std = steps.std(0)
+    return tuple(map(float, steps.mean(0))), tuple(float(s) if s > 1e-6 * abs(m) else 1.0 for s, m in zip(std, steps.mean(0)))
 
 
 def _without(rows: Rows, column: str) -> Rows:

@@ -35,8 +35,9 @@ class Column:
 class DataInfo:
     """What a method may know of the data before seeing a batch.
 
-    `image_size` is the side of the stored pixels, `mean` and `std` are per channel of training pixels in [0, 1], and
-    `notes` says how the data was split and brought to this form.
+    `image_size` is the side of the stored pixels, `mean` and `std` are per channel of training pixels in [0, 1]. `width` is
+    how many numbers a row of `features` has, or a step of `series` where there are none, and `centre` and `spread` are their
+    means and standard deviations. `notes` says how the data was split and brought to this form.
     """
 
     name: str
@@ -47,6 +48,9 @@ class DataInfo:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     classes: tuple[str, ...] = ()
+    width: int | None = None
+    centre: tuple[float, ...] = ()
+    spread: tuple[float, ...] = ()
     target_range: tuple[float, float] | None = None
     notes: str = ""
 

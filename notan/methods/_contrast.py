@@ -15,8 +15,11 @@ from notan import world
 from notan.errors import NotanError
 from notan.losses.geometry import kernel_log_sums
 from notan.losses.info_nce import info_nce, info_nce_bank
+from notan.losses.mixed_pairs import Mixing, mixed_pairs
 from notan.losses.sigmoid import sigmoid_contrast
 from notan.losses.supcon import sup_con
+from notan.views import random
+from notan.views.random import fold
 
 
 def two_views(z1: Tensor, z2: Tensor, *, tau: float | Tensor) -> Tensor:
@@ -57,6 +60,27 @@ def same_class(z: Tensor, labels: Tensor, *, tau: float | Tensor) -> Tensor:
     rows, valid = sup_con(z.flatten(0, 1), keys.flatten(0, 1), labels.repeat_interleave(v), every.repeat_interleave(v), tau=tau,
                           exclude=own)
     return world.mean(rows.sum(), valid.sum())
+
+
+def near_targets(z: Tensor, targets: Tensor, key: Tensor, *, tau: float | Tensor, beta: tuple[float, float] | None,
+                 how: Mixing) -> tuple[Tensor, Tensor]:
+    """SupReMix's loss of views (n, V, D) of rows with targets (n,), and how many mixed positives a view has on average.
+
+    beta: of what a mixed negative keeps of its anchor, drawn from the keys (n,) of both rows; None for no mixed negatives.
+    """
+    v = z.shape[1]
+    view = torch.arange(v, device=z.device)
+    keys, every, own_key = world.gather(z), world.gather_plain(targets), fold(key[:, None], view).flatten()
+    key = world.gather_plain(own_key)
+    own = (_own(z, len(keys))[:, None] * v + view).flatten()
+
+    def share(rows: slice, columns: slice) -> Tensor:
+        assert beta is not None
+        return random.beta(fold(own_key[rows, None], key[columns]), "mix", *beta)
+
+    rows, real, mixed = mixed_pairs(z.flatten(0, 1), keys.flatten(0, 1), targets.repeat_interleave(v),
+                                    every.repeat_interleave(v), tau=tau, exclude=own, share=share if beta else None, how=how)
+    return world.mean(rows.sum(), (real + mixed > 0).sum()), world.mean(mixed.sum().to(rows.dtype), len(rows))
 
 
 def each_pair(q: Tensor, k: Tensor, *, tau: float | Tensor, bias: float | Tensor) -> Tensor:

@@ -162,7 +162,7 @@ def base_method(spec: str, encoder: ImageEncoder, data: DataInfo) -> nn.Module:
     known = [flag.name for flag in entry.flags]
     if odd := sorted(options.keys() - set(known)):
         raise NotanError(f"{name} has no setting {odd[0]!r}", ", ".join(known), f"--base {name}")
-    if missing := [c for c in entry.card["needs"] if c not in data.columns]:
+    if missing := entry.lacking(data.columns):
         raise NotanError(f"base {name} needs the column {missing[0]!r}; {data.name} has {', '.join(data.columns)}",
                          ", ".join(entry.card["needs"]), f"--column THEIRS={missing[0]}, or --base simclr")
     text = entry.path.read_text()

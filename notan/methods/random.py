@@ -15,13 +15,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from notan.methods import _inputs
 from notan.methods._progress import Progress
-from notan.nets.protocols import ImageEncoder
-from notan.views.geometry import floats, resize
+from notan.nets.protocols import Encoder
 
 CARD = {
     "title": "On Random Weights and Unsupervised Feature Learning", "arxiv": "", "year": 2011,
-    "needs": ["image"], "task": "features", "encoder": "vit", "exports": ["safetensors", "hf", "onnx"],
+    "needs": ["image or features or series"], "task": "features", "encoder": "vit", "exports": ["safetensors", "hf", "onnx"],
     "trains": False,
     "claim": "A reference row: how much of a score the architecture gives without any training.",
     "paper": "None of ours to compare with: the paper's random features are of other architectures.",
@@ -44,19 +44,19 @@ RECIPES = {
 class Random(nn.Module):
     """An encoder that is left alone."""
 
-    def __init__(self, encoder: ImageEncoder) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False)                    # type: ignore[attr-defined]
 
     def loss(self, batch: dict, progress: Progress) -> dict[str, Tensor]:
         """Zero; no gradient leads from it to a weight, and no weight asks for one."""
-        return {"loss": torch.zeros((), device=batch["image"].device)}
+        return {"loss": torch.zeros((), device=batch["row"].device)}
 
     def encode(self, batch: dict) -> Tensor:
-        return self.encoder.features(resize(floats(batch["image"]), self.encoder.image_size))  # (B, D)
+        return self.encoder.features(*_inputs.whole(batch, self.encoder))                      # (B, D)
 
     def dense(self, batch: dict) -> Tensor:
-        return self.encoder.maps(resize(floats(batch["image"]), self.encoder.image_size))      # (B, D, h, w)
+        return self.encoder.maps(*_inputs.whole(batch, self.encoder))   # type: ignore[attr-defined] # (B, D, h, w)
 
 
 def example(rows: int, dtype: torch.dtype) -> tuple[Random, dict]:

@@ -17,7 +17,8 @@ from notan.nets.headed import Headed
 from notan.nets.hub import HubEncoder, from_hub, rebuild
 from notan.nets.language import pretrained, save_language
 from notan.nets.mlp import MLP
-from notan.nets.protocols import ImageEncoder, LanguageModel
+from notan.nets.numbers import Series, Table
+from notan.nets.protocols import Encoder, LanguageModel, NumberEncoder
 from notan.nets.resnet import DEPTHS, ResNet
 from notan.nets.spec import parse
 from notan.nets.stages import Stages
@@ -33,6 +34,8 @@ CLASSES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "vit": (ViT, {}),
     **{name: (ViT, {"dim": d, "depth": n, "heads": h}) for name, (d, n, h) in VIT_SIZES.items()},
     "mlp": (MLP, {}),
+    "table": (Table, {}),
+    "series": (Series, {}),
     "convnet": (ConvNet, {}),
     **{f"resnet{depth}": (ResNet, {"depth": depth}) for depth in DEPTHS},
 }
@@ -65,8 +68,14 @@ def build_encoder(spec: str | dict[str, Any], info: DataInfo | None = None) -> A
     for option in options:
         if option not in known or (make is ResNet and option in preset):
             raise NotanError(f"encoder {name} has no option {option!r}", ", ".join(known), did_you_mean(option, known))
-    settings = _from_info(info) | preset | options
-    if "image_size" not in settings:
+    numbers = name in ("table", "series")
+    settings = (_of_numbers(name, info) if numbers else _from_info(info)) | preset | options
+    if numbers and "width" not in settings:
+        raise NotanError(f"encoder {name} was built without a width", "data with numbers, or width", f"write {name}:width=10")
+    if not numbers and "image_size" not in settings and info is not None and info.width:
+        raise NotanError(f"encoder {name} reads pictures, and {info.name} has {', '.join(info.columns)}", "an encoder of numbers",
+                         "--recipe table or --recipe series, where the method has it")
+    if not numbers and "image_size" not in settings:
         raise NotanError(f"encoder {name} was built without an image size",
                          "data with an `image` column, or image_size", f"write {name}:image_size=32")
     if make is ViT and "patch" not in settings:
@@ -74,7 +83,7 @@ def build_encoder(spec: str | dict[str, Any], info: DataInfo | None = None) -> A
     return make(**settings)
 
 
-def save_encoder(encoder: ImageEncoder | LanguageModel, folder: str | Path) -> None:
+def save_encoder(encoder: Encoder | LanguageModel, folder: str | Path) -> None:
     """Write `config.json` and `model.safetensors` into `folder`; each file appears whole or not at all.
 
     A language model is written with its tokenizer, as `transformers` reads both.
@@ -132,13 +141,27 @@ def _from_info(info: DataInfo | None) -> dict[str, Any]:
     return settings
 
 
+def _of_numbers(name: str, info: DataInfo | None) -> dict[str, Any]:
+    """What data says of its `features` or, where there are none, of its `series`."""
+    if info is None:
+        return {}
+    column = next((c for c in ("features", "series") if c in info.columns), "")
+    if column != ("features" if name == "table" else "series"):
+        raise NotanError(f"encoder {name} was named for {info.name}, which has {', '.join(info.columns)}",
+                         "features for table, series for series", "--column THEIRS=features, or another --encoder")
+    return {"width": info.width, "centre": info.centre, "spread": info.spread}
+
+
 def _hub(source: str, info: DataInfo | None) -> HubEncoder:
     size = None if info is None else info.image_size
     return _fitting(from_hub(source, image_size=size), info, source)
 
 
 def _fitting(encoder: Any, info: DataInfo | None, source: str) -> Any:
-    """Refuse saved weights that were made for images of another shape."""
+    """Refuse saved weights that were made for rows of another shape."""
+    if info is not None and isinstance(encoder, NumberEncoder) and encoder.width != info.width:
+        raise NotanError(f"the encoder in {source} takes {encoder.width} numbers", f"{info.width}, as the data has",
+                         "use another encoder, or other data")
     if info is None or info.image_size is None or info.channels is None:
         return encoder
     have, want = (encoder.channels, encoder.image_size), (info.channels, info.image_size)

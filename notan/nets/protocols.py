@@ -6,7 +6,34 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from notan.nets.numbers import Standardise
 from notan.nets.pixels import Normalise
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Something that gives features: an `ImageEncoder` or a `NumberEncoder`, for methods that take either."""
+
+    dim: int
+    config: dict[str, Any]
+
+    def features(self, *args: Any) -> Tensor: ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@runtime_checkable
+class NumberEncoder(Protocol):
+    """Rows of numbers, as they were measured, to features. Standardising happens inside; `config` rebuilds the module."""
+
+    dim: int
+    width: int                                                          # numbers in a row, or in a step of a series
+    config: dict[str, Any]
+    standardise: Standardise
+
+    def features(self, x: Tensor, length: Tensor | None = None) -> Tensor: ...   # (B, F) or (B, T, C) -> (B, D)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 @runtime_checkable

@@ -49,7 +49,7 @@ def make_tokenizers(config: Config, data: Data, home: Path) -> None:
     """
     entry = catalogue.method(config.method)
     check_columns(entry, data.info)
-    words = [c for c in entry.card["needs"] if COLUMNS[c].dtype == "str"]
+    words = [c for c in entry.card["needs"] if c in COLUMNS and COLUMNS[c].dtype == "str"]
     wanting = [t.name for t in entry.towers if _wants_tokenizer(config.towers[t.name], t)]
     if wanting and world.is_main() and not (home / "config.yaml").exists():
         index = keys.shuffle(0, 0, len(data.train))[:TEXTS]
@@ -64,8 +64,7 @@ def make_tokenizers(config: Config, data: Data, home: Path) -> None:
 
 def check_columns(entry: catalogue.Entry, info: DataInfo) -> None:
     """Raises `NotanError` that names the first column the method needs and the data lacks."""
-    missing = [c for c in entry.card["needs"] if c not in info.columns]
-    if missing:
+    if missing := entry.lacking(info.columns):
         raise NotanError(f"{entry.slug} needs the column {missing[0]!r}; {info.name} has {', '.join(info.columns)}",
                          ", ".join(entry.card["needs"]),
                          "rename a column (--column theirs=ours), or choose a method for what there is (`notan list`)")
