@@ -15,7 +15,7 @@ COMMANDS = {
     "list": "every method: what it needs, what it claims, what we measured",
     "compare": "which of these methods helps on my data? equal budgets, several seeds, one protocol",
     "train": "one method -> a run folder",
-    "probe": "how good is an encoder: ridge, k-NN, logistic, few-shot, fine-tuning, segmentation",
+    "probe": "how good is an encoder: ridge, k-NN, logistic, few-shot, regression, fine-tuning, segmentation",
     "embed": "a table of embeddings from a run or any Hugging Face encoder",
     "decode": "contrastive decoding on any Hugging Face model of words, or words and pictures, beside greedy",
     "inspect": "what is inside a model: a paper's measure of it, as numbers and figures",
@@ -96,7 +96,8 @@ def _budget_flags(p: argparse.ArgumentParser) -> None:
 def _machine_flags(p: argparse.ArgumentParser) -> None:
     g = p.add_argument_group("machine")
     g.add_argument("--batch", type=int, help="rows of the global batch (default: the recipe's)")
-    g.add_argument("--recipe", choices=["small", "paper"], default="small", help="settings for this machine, or the paper's own")
+    g.add_argument("--recipe", choices=["small", "paper", "table", "series"], default="small",
+                   help="settings for this machine, the paper's own, or, of some methods, those for tables or series")
     g.add_argument("--encoder", help="e.g. vit:dim=192,depth=6 | resnet18:width=32 | hf:NAME | a run folder; of texts "
                                      "gpt2:dim=256,depth=4 | hf:NAME")
     g.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
@@ -168,8 +169,8 @@ def _compare_flags(p: argparse.ArgumentParser) -> None:
 
 def _probe_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("run", metavar="RUN", help="a run folder, an encoder folder, or hf:NAME")
-    p.add_argument("--protocol", action="append", help="repeatable (default: ridge and knn)",
-                   choices=["ridge", "knn", "logistic", "fewshot", "attributes", "finetune", "segmentation"])
+    p.add_argument("--protocol", action="append", help="repeatable (default: ridge and knn; regression of targets)",
+                   choices=["ridge", "knn", "logistic", "fewshot", "regression", "attributes", "finetune", "segmentation"])
     p.add_argument("--rows", type=int, default=10_000, help="most labelled rows (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -288,7 +289,7 @@ def _compare_decoding(args: argparse.Namespace) -> None:
 def _probe(args: argparse.Namespace) -> None:
     from notan.runs.probe import print_results, probe
 
-    results = probe(args.run, args.data, protocols=args.protocol or ["ridge", "knn"], rows=args.rows, seed=args.seed,
+    results = probe(args.run, args.data, protocols=args.protocol, rows=args.rows, seed=args.seed,
                     data_options=_data_options(args))
     print(json.dumps(results, indent=2)) if args.json else print_results(results, _console())
 

@@ -17,6 +17,13 @@ def images(rows: int, size: int = 16, channels: int = 3, classes: int = 3) -> di
     return {"image": image.to(torch.uint8), "label": row % classes, "row": row, "key": fold(row, 7)}
 
 
+def numbers(rows: int, width: int = 6) -> dict[str, Tensor]:
+    """Rows of numbers (rows, width) with a target that several share and others come near, row numbers and keys."""
+    row = torch.arange(rows)
+    x = torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
+    return {"features": x, "target": 20.0 + (row * 3 % 7).float(), "row": row, "key": fold(row, 7)}
+
+
 def texts(rows: int) -> dict[str, Any]:
     """Sentences of 2 to 9 words with row numbers and keys; always the same ones."""
     row = torch.arange(rows)

@@ -62,7 +62,7 @@ CARD = {
         "The draws of Beta come from the keys of both rows.",
         "The rate falls as a half cosine; the released code's drops to a tenth at epoch 80 of 100.",
     ],
-    "floor": {"data": "diabetes", "recipe": "table", "metric": "loss", "steps": 60, "value": 0.0, "random": 0.0},
+    "floor": {"data": "diabetes", "recipe": "table", "metric": "loss", "steps": 60, "value": 8.5, "random": 9.0},
 }
 
 RECIPES = {
@@ -168,11 +168,10 @@ def neighbours(columns: dict[str, np.ndarray], batch_size: int, seed: int, epoch
 
 
 def example(rows: int, dtype: torch.dtype) -> tuple[SupReMix, dict]:
-    from notan.methods._example import images
-    from notan.nets.vit import ViT
+    from notan.methods._example import numbers
+    from notan.nets.numbers import Table
 
     torch.manual_seed(0)
-    batch = images(rows)
-    batch["target"] = 20.0 + (batch["row"] * 3 % 7).float()             # several rows in a window, some of them equal
-    data = DataInfo("example", rows, ("image", "target"), 16, 3, target_range=(20.0, 80.0))
-    return SupReMix(ViT(image_size=16, patch=4, dim=32, depth=2, heads=2), data=data, hidden=32, dim=16).to(dtype), batch
+    batch = numbers(rows)
+    data = DataInfo("example", rows, ("features", "target"), width=6, target_range=(20.0, 80.0))
+    return SupReMix(Table(6, hidden=[16, 16]), data=data, hidden=32, dim=16).to(dtype), batch

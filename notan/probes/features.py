@@ -66,6 +66,14 @@ def words(batch: dict[str, Any]) -> Tensor:
     return F.normalize(counts.log1p(), dim=1)
 
 
+def numbers(batch: dict[str, Any]) -> Tensor:
+    """The raw-input reference of tables and series: `features` (B, F), or the mean and deviation of a series over time."""
+    if "features" in batch:
+        return batch["features"].float()
+    rows = [x[:n].reshape(int(n), -1) for x, n in zip(batch["series"], batch["length"])]
+    return torch.stack([torch.cat([x.mean(0), x.std(0, correction=0)]) for x in rows])
+
+
 def check_finite(x: Tensor, name: str) -> None:
     """Raises `NotanError` that counts the rows of `x` (N, ...) with NaN or infinity."""
     if torch.isfinite(x.sum()):                                         # NaN and infinity reach the sum: one fast pass

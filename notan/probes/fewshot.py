@@ -60,7 +60,7 @@ def few_shot(
     """
     labels = train_y.numpy()
     index = [per_class(labels, n, seed=seed, draw=d) for d in range(draws)]
-    return _over_draws(index, f"{n} labels per class", seed, probe, train_x, train_y, test_x, test_y)
+    return _over_draws(index, f"{n} labels per class", "accuracy", probe, train_x, train_y, test_x, test_y)
 
 
 def label_curve(
@@ -73,16 +73,18 @@ def label_curve(
     draws: int = 3,
     seed: int = 0,
     probe: Probe = ridge,
+    metric: str = "accuracy",
 ) -> dict[int, dict[str, Any]]:
     """`few_shot`'s result for each number of labels in `sizes` (of all classes together), rows drawn uniformly.
 
-    Sizes beyond the training rows are left out; one that uses every row has a single draw.
+    metric: which number of the probe's result; "mae" or "r2" of `regression`. Sizes beyond the training rows are left out;
+    one that uses every row has a single draw.
     """
     labels, out = train_y.numpy(), {}
     for n in sorted({n for n in sizes if n <= len(labels)}):
         index = [some(labels, n, seed=seed, draw=d) for d in range(draws if n < len(labels) else 1)]
         what = f"{n:,} labels, uniformly drawn" if n < len(labels) else ""
-        out[n] = _over_draws(index, what, seed, probe, train_x, train_y, test_x, test_y)
+        out[n] = _over_draws(index, what, metric, probe, train_x, train_y, test_x, test_y)
     return out
 
 
@@ -94,7 +96,7 @@ def _order(n: int, seed: int, draw: int) -> np.ndarray:
 def _over_draws(
     indices: Sequence[np.ndarray],
     what: str,
-    seed: int,
+    metric: str,
     probe: Probe,
     train_x: Tensor,
     train_y: Tensor,
@@ -102,10 +104,10 @@ def _over_draws(
     test_y: Tensor,
 ) -> dict[str, Any]:
     results = [probe(train_x[i], train_y[i], test_x, test_y) for i in map(torch.from_numpy, indices)]
-    values = [r["accuracy"] for r in results]
+    values = [r[metric] for r in results]
     notes = f"{what}, mean of {len(values)} draw{'s' * (len(values) > 1)} keyed by the seed" if what else ""
     return {
-        "accuracy": float(np.mean(values)),
+        metric: float(np.mean(values)),
         "draws": values,
         "n": len(indices[0]),
         "protocol": replace(results[0]["protocol"], notes=notes),

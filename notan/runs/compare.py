@@ -1,8 +1,8 @@
 """`notan compare`: the main job. Which of these methods helps on my data?
 
 Every arm gets the same rows, the same budget, the same encoder where it can use it, the same cache and the same probes. The
-raw input (pixels, or a bag of words), random weights (for each encoder) and, for pictures, a supervised reference are always
-in the table.
+raw input (pixels, numbers, or a bag of words), random weights (for each encoder) and, for pictures and numbers, a supervised
+reference are always in the table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.console import Console
 from notan import __version__, catalogue
 from notan.data import Data, open_data
 from notan.errors import NotanError, did_you_mean
-from notan.probes.features import pixels, words
+from notan.probes.features import numbers, pixels, words
 from notan.runs import study as studies
 from notan.runs.build import check_columns, is_language
 from notan.runs.checkpoint import write_text
@@ -35,6 +35,8 @@ from notan.runs.table import shares
 from notan.runs.train import train
 
 MINUTES = 0.7                                                           # per arm and seed, when no budget is given
+RAW: dict[str, tuple[Any, str]] = {"image": (pixels, "raw pixels"), "features": (numbers, "raw numbers"),
+                                   "series": (numbers, "raw numbers"), "text": (words, "bag of words")}
 
 
 @dataclass
@@ -84,7 +86,7 @@ def compare(arms: list[str], data: str | Data = "fashion-mnist", *, out: str | P
                 arm.runs.append(train(
                     arm.slug, opened, out=out / "runs" / _folder(arm.label) / f"seed{seed}", seed=seed,
                     batch=1 if arm.kind == "random" else batch,
-                    encoder=arm.encoder or encoder, recipe=recipe, precision=precision,
+                    encoder=arm.encoder or encoder, recipe="small" if arm.kind == "random" else recipe, precision=precision,
                     threads=first.threads if first else threads, settings=arm.settings, data_options=data_options,
                     console=console, title=f"{arm.label} seed {seed}", **given))
     study = _measure(todo, opened, rows, baseline, console, spent)
@@ -131,8 +133,9 @@ def _references(arms: list[Arm], data: Data, supervised: bool, encoder: str | No
                 recipe: str) -> list[Arm]:
     """The supervised row, and random weights for each encoder that the arms use."""
     found: list[Arm] = []
-    pictured = "image" in data.info.columns and len(data.info.classes) > 1
-    if supervised and pictured and all(arm.slug != "supervised" for arm in arms):
+    learnable = not catalogue.method("supervised").lacking(data.info.columns) and (
+        len(data.info.classes) > 1 or data.info.target_range is not None)
+    if supervised and learnable and all(arm.slug != "supervised" for arm in arms):
         found.append(Arm("supervised", "supervised", {}, "supervised"))
     specs: dict[str, tuple[Any, str]] = {}
     for arm in arms + found:
@@ -176,12 +179,14 @@ def _measure(arms: list[Arm], data: Data, rows: studies.Rowset, baseline: str, c
     study: dict[str, Any] = {
         "title": f"{', '.join(a.label for a in arms if a.kind == 'method')} on {data.info.name}", "baseline": baseline,
         "seeds": seeds,
-        "data": {"name": data.info.name, "rows": data.info.rows, "notes": data.notes, "classes": list(data.info.classes)},
+        "data": {"name": data.info.name, "rows": data.info.rows, "notes": data.notes,
+                 "classes": studies.class_names(data, rows)},
+        "measure": "R²" if rows.train_y.is_floating_point() else "accuracy",
         "rows": [], "curves": {}, "fractions": {}, "maps": {}, "neighbours": {}, "pictures": {}, "notes": list(data.notes),
         "versions": {"notan": __version__, "torch": torch.__version__}, "config": "",
     }
     protocols: dict[str, str] = {}
-    seen, named = (pixels, "raw pixels") if "image" in data.info.columns else (words, "bag of words")
+    seen, named = RAW[next((column for column in RAW if column in data.info.columns), "text")]
     raw = studies.embed(seen, data, rows)
     same = studies.probe_all(*raw, rows)                                # the raw input has no seed
     todo: list[tuple[str, str, Arm | None]] = [(named, "pixels", None), *((a.label, a.kind, a) for a in arms)]
@@ -214,7 +219,7 @@ def _row(label: str, kind: str, arm: Arm | None, results: list[dict], width: int
     """One line of the table."""
     row = {"arm": label, "kind": kind, "metrics": {m: [r["values"][m] for r in results] for m in results[0]["values"]}}
     if arm is None:
-        unit = "pixels" if label == "raw pixels" else "places"
+        unit = {"raw pixels": "pixels", "raw numbers": "numbers"}.get(label, "places")
         return row | {"encoder": f"{width} {unit}", "params": 0, "seconds": 0.0, "peak_mb": 0.0, "steps": 0}
     last = arm.runs[-1]
     tower = last.towers[0]
@@ -253,7 +258,7 @@ def _name(spec: str | dict[str, Any]) -> str:
 
 def _picture(study: dict[str, Any], arm: Arm, method: Any, x: tuple, data: Data, rows: studies.Rowset) -> None:
     """What the report shows of an arm's first seed."""
-    run = arm.runs[0]
+    run, rows = arm.runs[0], studies.classed(rows)
     study["maps"][arm.label] = studies.flat_map(x[1], rows)
     if "image" in data.info.columns:
         study["maps"][arm.label]["thumbs"] = studies.thumbs(data, rows)

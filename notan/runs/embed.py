@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from notan.data import Data, Rows, keys, open_data
 from notan.errors import NotanError
+from notan.methods._inputs import whole
 from notan.nets.build import build_encoder, load_encoder
-from notan.nets.protocols import LanguageModel
+from notan.nets.protocols import LanguageModel, NumberEncoder
 from notan.probes.features import extract
 from notan.runs.checkpoint import full_disk_explained
 from notan.runs.folder import Run
@@ -55,9 +56,9 @@ def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Pat
 
 
 def encoding(source: str | Path | Run | nn.Module) -> Encode:
-    """What turns a batch with `image` uint8 (B, C, H, W), or `text`, into features: (B, D), or (B, D) by name.
+    """What turns a batch with `image` uint8 (B, C, H, W), numbers, or `text`, into features: (B, D), or (B, D) by name.
 
-    A run gives its method's `encode`, anything else its `features` of pixels or text. Runs on a GPU where there is one.
+    A run gives its method's `encode`, anything else its `features` of pixels, numbers or text. Runs on a GPU where there is one.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(source, (str, Path)) and (Path(source) / "config.yaml").exists():
@@ -77,6 +78,8 @@ def encoding(source: str | Path | Run | nn.Module) -> Encode:
     encoder = encoder.eval().to(device)
     if isinstance(encoder, LanguageModel):
         return lambda batch: encoder.features(batch["text"])
+    if isinstance(encoder, NumberEncoder):
+        return lambda batch: encoder.features(*(x.to(device) for x in whole(batch, encoder)))
     return lambda batch: encoder.features(fitted(batch["image"].to(device), encoder.channels, encoder.image_size))
 
 

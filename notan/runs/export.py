@@ -17,7 +17,7 @@ from notan import catalogue
 from notan.errors import NotanError
 from notan.nets.build import load_encoder, save_encoder
 from notan.nets.convert import hf_config, hf_preprocessor, vit_to_hf
-from notan.nets.protocols import LanguageModel
+from notan.nets.protocols import LanguageModel, NumberEncoder
 from notan.runs.checkpoint import full_disk_explained, write_tensors
 from notan.runs.folder import Run
 
@@ -31,8 +31,8 @@ def export(run: str | Path | Run, *, to: str = "safetensors", out: str | Path | 
 
     run: a run, or a folder with an encoder. to: "safetensors" (config.json and model.safetensors, which `notan.load`
     reads), "hf" (a stock `transformers` ViTModel with its image processor), or "onnx" (model.onnx: `pixels` in [0, 1],
-    float (B, C, S, S), any B, to `features` (B, D)). A language model is written as `transformers` reads it, with its
-    tokenizer, in either of the first two forms. Outputs are compared to 1e-5 before this returns.
+    float (B, C, S, S), or `numbers` (B, F), any B, to `features` (B, D)). A language model is written as `transformers`
+    reads it, with its tokenizer, in either of the first two forms. Outputs are compared to 1e-5 before this returns.
     Raises `NotanError` for a form that the method or encoder does not have, and why.
     """
     if to not in FORMS:
@@ -116,20 +116,26 @@ def _onnx(encoder: Any, folder: Path) -> None:
     except ImportError:
         raise NotanError("onnx export needs packages that are not here", "the extra `export`",
                          "pip install 'notan[export]'") from None
-    path = folder / "model.onnx"
+    if encoder.config["name"] == "series":
+        raise NotanError("series differ in length, which this export does not write", "a table, or pictures",
+                         "--to safetensors, and notan.load")
+    path, named = folder / "model.onnx", "numbers" if isinstance(encoder, NumberEncoder) else "pixels"
     with _quiet(), torch.no_grad():
         torch.onnx.export(_Features(encoder).eval(), (_pixels(encoder),), str(path), dynamo=True, verbose=False,
-                          input_names=["pixels"], output_names=["features"], external_data=False,
+                          input_names=[named], output_names=["features"], external_data=False,
                           dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}})
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for rows in (1, 5):
         pixels = _pixels(encoder, rows)
-        theirs = torch.from_numpy(session.run(["features"], {"pixels": pixels.numpy()})[0])
+        theirs = torch.from_numpy(session.run(["features"], {named: pixels.numpy()})[0])
         with torch.no_grad():
             _check_equal(encoder.features(pixels), theirs, folder)
 
 
 def _pixels(encoder: Any, rows: int = 3) -> Tensor:
+    """What an encoder reads: pixels, numbers (rows, F), or a series (rows, 16, C)."""
+    if isinstance(encoder, NumberEncoder):
+        return torch.randn(rows, *([16] if encoder.config["name"] == "series" else []), encoder.width)
     return torch.rand(rows, encoder.channels, encoder.image_size, encoder.image_size)
 
 

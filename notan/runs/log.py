@@ -100,7 +100,8 @@ class Teller:
         if "alarm" in record:
             text = f"{self._title}, step {record['step']}: {record['alarm']}: {record['message']}"
             self._console.print(text, style="yellow", highlight=False, markup=False)
-        forms = {"loss": "loss {:.4f}", "probe_accuracy": "probe {:.3f}", "rows_per_s": "{:.0f} rows/s"}
+        forms = {"loss": "loss {:.4f}", "probe_accuracy": "probe {:.3f}", "probe_r2": "probe R² {:.3f}",
+                 "rows_per_s": "{:.0f} rows/s"}
         text = "  ".join(form.format(record[k]) for k, form in forms.items() if k in record)
         self._bar.update(self._task, completed=record["step"], **({"text": text} if text else {}))
 

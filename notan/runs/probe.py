@@ -17,27 +17,36 @@ from notan.probes.fewshot import few_shot, label_curve
 from notan.probes.finetune import finetune
 from notan.probes.knn import knn_cosine, knn_euclidean
 from notan.probes.logistic import logistic
+from notan.probes.regression import fragmentation, ordering, regression
 from notan.probes.ridge import ridge
 from notan.probes.segmentation import segmentation
 from notan.runs import study
 from notan.runs.embed import encoding, features_by_name, fitted, load_tower
 from notan.runs.folder import Run
 
-PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "attributes", "finetune", "segmentation")
+PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "regression", "attributes", "finetune", "segmentation")
+FROZEN = {"label": ("ridge", "knn", "logistic", "fewshot"), "target": ("regression",)}           # by what they need
+
+
+FORMS = {"miou": "mIoU {miou:.3f}", "accuracy": "accuracy {accuracy:.3f}",
+         "rmse": "MAE {mae:.4g}, RMSE {rmse:.4g}, R² {r2:.3f}, Spearman {spearman:.3f}, geometric mean of errors {gm:.4g}; order "
+                 "of features {ordering:.3f} (1: by target), neighbours' gap {fragmentation:.3f} (1: any two rows')",
+         "mae": "MAE {mae:.4g}"}
 
 
 def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[str] | None = None, rows: int = 10_000,
           seed: int = 0, data_options: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """Measure a run, an encoder folder or "hf:NAME" on `data` (default: what the run was trained on).
 
-    Returns protocol -> its result (`accuracy` or `miou`, `n`, `protocol` as a sentence, ...). At most `rows` rows of each
+    Returns protocol -> its result (`accuracy`, `mae` or `miou`, `n`, `protocol` as a sentence, ...). At most `rows` rows of each
     split are used, chosen by key. Raises `NotanError` for an unknown protocol, or data without what a protocol needs.
     """
-    asked = protocols or ["ridge", "knn"]
-    for name in asked:
+    for name in protocols or []:
         if name not in PROTOCOLS:
             raise NotanError(f"there is no protocol {name!r}", ", ".join(PROTOCOLS), did_you_mean(name, PROTOCOLS))
     opened = open_data(_data(run, data), **(data_options or {}))
+    about = study.column_of(opened) if protocols is None else ""
+    asked = protocols or (["regression"] if about == "target" else ["ridge", "knn"])
     results: dict[str, dict[str, Any]] = {}
     if "segmentation" in asked:
         results["segmentation"] = _segment(run, opened, rows)
@@ -45,12 +54,12 @@ def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[st
         results["finetune"] = _finetune(run, opened, rows, seed)
     if "attributes" in asked:
         results |= _attributes(run, opened, rows)
-    if rest := [name for name in asked if name not in results and name != "attributes"]:
-        chosen = study.rowset(opened, rows)
-        z, t = study.embed(encoding(run), opened, chosen)
-        x = z, chosen.train_y, t, chosen.test_y
-        for name in rest:
-            results |= _frozen(name, x, seed)
+    for column, names in FROZEN.items():
+        if rest := [name for name in asked if name in names]:
+            chosen = study.rowset(opened, rows, column)
+            z, t = study.embed(encoding(run), opened, chosen)
+            for name in rest:
+                results |= _frozen(name, (z, chosen.train_y, t, chosen.test_y), seed)
     return {name: {k: v for k, v in r.items() if k != "losses"} | {"protocol": str(r["protocol"])}
             for name, r in results.items()}
 
@@ -58,9 +67,12 @@ def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[st
 def print_results(results: dict[str, dict[str, Any]], console: Any) -> None:
     """One line a protocol, and below it what was done."""
     for name, r in results.items():
-        value = f"mIoU {r['miou']:.3f}" if "miou" in r else f"accuracy {r['accuracy']:.3f}"
+        value = next(form.format(**r) for key, form in FORMS.items() if key in r)
         value += f"   (chance {r['chance']:.3f}, most frequent class {r['majority']:.3f})" if "chance" in r else ""
         console.print(f"{name}: {value}", style="bold")
+        for shot, group in r.get("groups", {}).items():
+            console.print(f"  {shot}-shot: MAE {group['mae']:.4g}, geometric mean {group['gm']:.4g}, {group['n']:,} rows",
+                          highlight=False)
         console.print(f"  {r['protocol']}", highlight=False)
 
 
@@ -72,6 +84,10 @@ def _frozen(name: str, x: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> d
         return {"logistic": logistic(*x)}
     if name == "knn":
         return {"knn": knn_cosine(*x), "knn, euclidean": knn_euclidean(*x)}
+    if name == "regression":
+        some = label_curve(*x, sizes=[n for n in study.SIZES if n < len(x[1])], seed=seed, probe=regression, metric="mae")
+        shape = {"ordering": ordering(x[2], x[3]), "fragmentation": fragmentation(x[2], x[3], k=min(5, len(x[2]) - 1))}
+        return {"regression": regression(*x) | shape} | {f"{n:,} targets": r for n, r in some.items()}
     curve = label_curve(*x, sizes=(*study.SIZES, len(x[1])), seed=seed)
     return {"10 per class": few_shot(*x, n=10, seed=seed)} | {f"{n:,} labels": r for n, r in curve.items()}
 

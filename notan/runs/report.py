@@ -81,7 +81,7 @@ def write_report(path: str | Path, study: Mapping[str, Any]) -> Path:
 def run_study(run: Any, pictures: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A single run (`runs.folder.Run`) as a study: its curve, probes, alarms, config, and what it shows."""
     records, name = run.metrics(), run.config["method"]
-    probes = {k: [r[k] for r in records if k in r][-1:] for k in ("probe_accuracy",)}
+    probes = {k: [r[k] for r in records if k in r][-1:] for k in ("probe_accuracy", "probe_r2")}
     row = {
         "arm": name,
         "kind": "method",

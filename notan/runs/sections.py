@@ -50,14 +50,14 @@ def differences(study: Study) -> str:
         return ""
     cards = "".join(_forest(study, rows, base, m) for m in base["metrics"] if all(m in r["paired"] for r in rows))
     words = (
-        f"Accuracy minus that of <b>{escape(base['arm'])}</b> with the same seed. Rings are seeds, dots their means, bars 95 % "
-        "intervals; a bar that crosses the line tells nothing apart, a pale one goes beyond the frame."
+        f"{_measure(study).capitalize()} minus that of <b>{escape(base['arm'])}</b> with the same seed. Rings are seeds, dots "
+        "their means, bars 95 % intervals; a bar that crosses the line tells nothing apart, a pale one goes beyond the frame."
     )
     return f'<p class="soft">{words}</p><div class="grid" style="--least:270px">{cards}</div>'
 
 
 def labels(study: Study) -> str:
-    """Accuracy of the ridge probe against the number of labels."""
+    """Accuracy, or R2, of the ridge probe against the number of labels."""
     lines = []
     for arm, curve in (study.get("fractions") or {}).items():
         points = [
@@ -65,7 +65,7 @@ def labels(study: Study) -> str:
         ]
         lines.append(Line(arm, _colour(study, arm), points, dashed=_kind(study, arm) != "method"))
     chart = figures.line_chart(
-        lines, x="labels", y="accuracy", log_x=True, name="accuracy against the number of labels", height=300
+        lines, x="labels", y=_measure(study), log_x=True, name=f"{_measure(study)} against the number of labels", height=300
     )
     if not chart:
         return ""
@@ -174,6 +174,11 @@ def _colour(study: Study, arm: str) -> str:
 
 def _kind(study: Study, arm: str) -> str:
     return next((r["kind"] for r in study.get("rows") or [] if r["arm"] == arm), "method")
+
+
+def _measure(study: Study) -> str:
+    """What the probes of labels are scored by: accuracy, or R²."""
+    return study.get("measure", "accuracy")
 
 
 def _spread(values: Sequence[float]) -> float:

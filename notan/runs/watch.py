@@ -12,6 +12,7 @@ from notan import world
 from notan.data import Data, keys
 from notan.errors import NotanError
 from notan.probes.features import extract
+from notan.probes.regression import regression
 from notan.probes.ridge import ridge
 from notan.runs.health import Alarm, Health
 
@@ -68,8 +69,11 @@ def features(method: nn.Module, rows: Any, index: np.ndarray, device: torch.devi
 
 
 def online_probe(method: nn.Module, data: Data, device: torch.device) -> dict[str, float]:
-    """Accuracy of a ridge probe fitted on 384 train and scored on 384 test rows; {} where nothing can be fitted."""
-    if "label" not in data.info.columns:
+    """Accuracy, or R2 of a target, of a ridge probe fitted on 384 train and scored on 384 test rows; {} where nothing can be
+    fitted.
+    """
+    column = next((c for c in ("label", "target") if c in data.info.columns), None)
+    if column is None:
         return {}
     sides: list[Tensor] = []
     method.eval()
@@ -77,10 +81,12 @@ def online_probe(method: nn.Module, data: Data, device: torch.device) -> dict[st
         for rows in (data.train, data.test):
             index = _some(len(rows), PROBED)
             z = extract(lambda batch: side_by_side(method.encode(batch)), rows, index, device=device)  # type: ignore[operator]
-            sides += [z, torch.from_numpy(rows.values("label")[index])]
+            sides += [z, torch.from_numpy(rows.values(column)[index])]
+        if column == "target":
+            return {"probe_r2": regression(*sides)["r2"]}
         return {"probe_accuracy": ridge(*sides)["accuracy"]}
     except NotanError:
-        return {}                                                       # one class, or features that are not finite
+        return {}                                                       # one class or value, or features that are not finite
     finally:
         method.train()
 
