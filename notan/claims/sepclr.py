@@ -94,7 +94,9 @@ def judge(values: Values) -> tuple[str, str]:
     apart = paired(values, "sepclr", "without k-JEM", "C digit")
     paper = " / ".join(f"{mean(values, 'paper weights', metric):.3f}" for metric in METRICS)
     sentence = (f"sepclr - simclr: S garment {purer}, S digit {digit}, C garment {garment}. k-JEM changes C digit by {apart}. "
-                f"With the paper's weights C garment / C digit / S garment / S digit are {paper}.")
+                f"Untrained weights tell the garment to {mean(values, 'random', 'S garment'):.3f} and the digit to "
+                f"{mean(values, 'random', 'C digit'):.3f}: what sepclr keeps out is about what training puts in. With the "
+                f"paper's weights C garment / C digit / S garment / S digit are {paper}.")
     if purer.mean >= 0 or apart.mean >= 0:
         return "refuted", sentence
     better = purer.high < 0 and apart.high < 0 and digit.mean >= -0.02 and garment.mean >= -0.02
