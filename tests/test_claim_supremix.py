@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -9,7 +10,7 @@ from scipy import stats
 from notan import catalogue
 from notan.claims import supremix
 from notan.claims._train import built
-from notan.data import DataInfo
+from notan.data import DataInfo, cache_root
 from notan.methods import _inputs
 from notan.methods._example import images
 from notan.methods._progress import Progress
@@ -75,3 +76,13 @@ def test_partners_are_others_and_near_in_target():
     share = (drawn[:, 0, None] == torch.tensor([1, 2])).double().mean(0)
     assert share.tolist() == pytest.approx((p / p.sum()).tolist(), abs=0.03)
     assert (drawn[:, 3] == 4).all() and (drawn[:, 4] == 3).all()
+
+
+def test_tiles_of_the_earth_and_their_height():
+    if not (cache_root() / "sources" / "elevation" / "train_target.npy").exists():
+        pytest.skip("elevation is not in the cache")
+    data = supremix.open_elevation()
+    assert (len(data.train), len(data.test), data.info.image_size, data.info.channels) == (1544, 229, 32, 3)
+    low, high = data.info.target_range
+    assert low < 1 and 5200 < high < 5300 and data.info.classes == ()
+    assert 400 < np.median(data.test.values("target")) < 600

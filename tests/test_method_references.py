@@ -16,7 +16,7 @@ START = Progress()
 
 def test_supervised_is_cross_entropy_over_the_labelled_rows():
     method, batch = supervised.example(6, torch.float64)
-    logits = method.head(method.encoder.features(method.view(batch)))
+    logits = method.head(method.encoder.features(*method.view(batch)))
     batch["label"] = torch.tensor([0, -1, 2, 1, -1, 0])
     rows = [0, 2, 3, 5]
     expected = torch.nn.functional.cross_entropy(logits[rows], batch["label"][rows])

@@ -14,7 +14,7 @@ from notan.nets.protocols import ConvEncoder, TokenEncoder
 
 
 def _info(**changes):
-    values = {"image_size": 16, "channels": 3, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.0)} | changes
+    values = {"image_size": 16, "channels": 3, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.0), "width": None} | changes
     return SimpleNamespace(**values)
 
 

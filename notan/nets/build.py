@@ -68,16 +68,8 @@ def build_encoder(spec: str | dict[str, Any], info: DataInfo | None = None) -> A
     for option in options:
         if option not in known or (make is ResNet and option in preset):
             raise NotanError(f"encoder {name} has no option {option!r}", ", ".join(known), did_you_mean(option, known))
-    numbers = name in ("table", "series")
-    settings = (_of_numbers(name, info) if numbers else _from_info(info)) | preset | options
-    if numbers and "width" not in settings:
-        raise NotanError(f"encoder {name} was built without a width", "data with numbers, or width", f"write {name}:width=10")
-    if not numbers and "image_size" not in settings and info is not None and info.width:
-        raise NotanError(f"encoder {name} reads pictures, and {info.name} has {', '.join(info.columns)}", "an encoder of numbers",
-                         "--recipe table or --recipe series, where the method has it")
-    if not numbers and "image_size" not in settings:
-        raise NotanError(f"encoder {name} was built without an image size",
-                         "data with an `image` column, or image_size", f"write {name}:image_size=32")
+    settings = (_of_numbers(name, info) if make in (Table, Series) else _from_info(info)) | preset | options
+    _check_shape(name, settings, info)
     if make is ViT and "patch" not in settings:
         settings["patch"] = fitting_patch(settings["image_size"])
     return make(**settings)
@@ -130,6 +122,19 @@ def fitting_patch(image_size: int) -> int:
         raise NotanError(f"images of side {image_size}: no patch of 2 or more pixels divides it", "a side that has divisors",
                          f"pass --cache-side {image_size + 1}, or name vit:patch=1")
     return max((p for p in divisors if p <= 16 and image_size // p >= 4), default=divisors[0])
+
+
+def _check_shape(name: str, settings: dict[str, Any], info: DataInfo | None) -> None:
+    """Raises `NotanError` where neither the data nor the spec says how large a row is."""
+    if name in ("table", "series"):
+        if "width" not in settings:
+            raise NotanError(f"encoder {name} was built without a width", "data with numbers, or width", f"write {name}:width=10")
+    elif "image_size" not in settings and info is not None and info.width:
+        raise NotanError(f"encoder {name} reads pictures, and {info.name} has {', '.join(info.columns)}", "an encoder of numbers",
+                         "--recipe table or --recipe series, where the method has it")
+    elif "image_size" not in settings:
+        raise NotanError(f"encoder {name} was built without an image size",
+                         "data with an `image` column, or image_size", f"write {name}:image_size=32")
 
 
 def _from_info(info: DataInfo | None) -> dict[str, Any]:
