@@ -243,6 +243,12 @@ def test_a_run_in_rounds_has_every_stage_and_its_codes(whole):
     assert [r["step"] for r in whole.metrics() if "loss" in r] == list(range(1, 10))
 
 
+def test_it_leaves_as_onnx(whole, tmp_path):
+    from notan.runs.export import export
+
+    assert (export(whole, to="onnx", out=tmp_path / "out") / "model.onnx").stat().st_size > 1000
+
+
 @pytest.mark.parametrize("at", [1, 3, 4, 6, 8])
 def test_killed_in_any_round_ends_as_undisturbed(whole, tmp_path, at):
     """At 3 and 6 a round ends: what is saved there has begun the next."""

@@ -115,7 +115,7 @@ class MCL(nn.Module):
             self.codes.copy_(torch.as_tensor(world.broadcast_object(join(self.codes.cpu().numpy(), found))))
             if self.init == "prev":
                 self.stages[number].load_state_dict(before.state_dict())
-        self.encoder.learned.fill_(number + 1)
+        self.encoder.learn(number + 1)
         for i, parameters in enumerate(self.learning):
             for p in parameters:
                 p.requires_grad_(i == number)
@@ -123,11 +123,11 @@ class MCL(nn.Module):
     @property
     def learner(self) -> Any:
         """The stage that learns."""
-        return self.stages[int(self.encoder.learned) - 1]
+        return self.stages[self.encoder.count - 1]
 
     def batches(self, columns: dict[str, np.ndarray], batch_size: int, seed: int, epoch: int) -> np.ndarray:
         """Rows of one code in each batch; in the first stage all rows have the same."""
-        if int(self.encoder.learned) == 1:
+        if self.encoder.count == 1:
             return shuffled(len(self.codes), batch_size, seed, epoch)
         return pure(self.codes.cpu().numpy(), batch_size, seed, epoch)
 

@@ -24,9 +24,19 @@ class Stages(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(parts)                               # type: ignore[arg-type]
         self.register_buffer("learned", torch.ones((), dtype=torch.int64))
+        self.count = 1                                                  # the same as a number, which exports can follow
         first = parts[0]
         self.image_size, self.channels = first.image_size, first.channels
         self.config: dict[str, Any] = {"name": "stages", "parts": [part.config for part in parts]}
+
+    def learn(self, number: int) -> None:
+        """From here on the first `number` parts count."""
+        self.learned.fill_(number)
+        self.count = number
+
+    def _load_from_state_dict(self, *args: Any, **named: Any) -> None:
+        super()._load_from_state_dict(*args, **named)
+        self.count = int(self.learned)
 
     @property
     def dim(self) -> int:
@@ -35,7 +45,7 @@ class Stages(nn.Module):
     @property
     def there(self) -> list[Any]:
         """The parts that count."""
-        return list(self.parts[: int(self.learned)])
+        return list(self.parts[: self.count])
 
     @property
     def normalise(self) -> Normalise:
