@@ -24,7 +24,7 @@ from notan.runs import study
 from notan.runs.train import Step, _check_accumulation, train
 from notan.views.geometry import floats, resize
 
-SLUGS = list(catalogue.methods())
+SLUGS = [slug for slug in catalogue.methods() if slug != "toy"]            # other tests may have put theirs there
 TRAINED = [slug for slug in SLUGS if catalogue.method(slug).card.get("trains", True)]
 HALFWAY = Progress(step=5, steps=10, epoch=5, epochs=10)
 ROWS = 8
