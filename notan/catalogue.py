@@ -47,6 +47,17 @@ class Entry:
     def title(self) -> str:
         return self.card["title"]
 
+    @property
+    def columns(self) -> list[str]:
+        """Every column that it can learn from: "image or features" are two."""
+        return [column for need in self.card["needs"] for column in need.split(" or ")]
+
+    @property
+    def contrasts_rows(self) -> bool:
+        """Whether its loss sets the rows of a batch against each other, as its text or its CARD says."""
+        text = self.path.read_text()
+        return self.card.get("contrasts_rows", "world.gather(" in text or "methods._contrast" in text)
+
     def lacking(self, columns: Iterable[str]) -> list[str]:
         """What it needs that none of the columns is; "label or target" needs either."""
         return [need for need in self.card["needs"] if set(need.split(" or ")).isdisjoint(columns)]

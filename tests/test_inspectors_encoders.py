@@ -43,7 +43,9 @@ def test_the_penalty_is_the_share_of_the_gradient():
 
 def test_entropy_rises_with_tau_from_the_nearest_alone_to_all():
     u = F.normalize(torch.randn(40, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1)
-    found = [temperature.shares(u, tau, None) for tau in (1e-4, 0.05, 0.1, 0.5, 1.0, 1e4)]
+    taus = (1e-4, 0.05, 0.1, 0.5, 1.0, 1e4)
+    by_name = temperature.shares(u, taus, None)
+    found = [{name: values[i] for name, values in by_name.items()} for i in range(len(taus))]
     entropies = [f["entropy"] for f in found]
     assert entropies == sorted(entropies) and entropies[0] < 0.05 and entropies[-1] == pytest.approx(math.log(39), abs=1e-6)
     assert found[-1]["effective negatives"] == pytest.approx(39, abs=1e-4)

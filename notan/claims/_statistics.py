@@ -43,6 +43,11 @@ def mean(values: Values, arm: str, metric: str) -> float:
     return float(column(values, arm, metric).mean())
 
 
+def pooled(values: Values, metric: str, *arms: str) -> float:
+    """Root mean square of the arms' standard deviations over seeds."""
+    return float(np.sqrt(np.mean([column(values, arm, metric).var(ddof=1) for arm in arms])))
+
+
 def paired(values: Values, arm: str, baseline: str, metric: str, level: float = 0.95) -> Interval:
     """Interval of `arm` minus `baseline`, seed by seed, over the seeds that both have."""
     seeds = sorted(set(values[arm]) & set(values[baseline]))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from notan.claims._statistics import Values, column, mean, paired
+from notan.claims._statistics import Values, mean, paired, pooled
 from notan.claims._train import built, fit, probes, small
 from notan.data import Data, DataInfo, Rows, open_data
 from notan.errors import NotanError
@@ -130,7 +130,7 @@ def relations(gate: PairGate) -> dict[str, float]:
 
 def judge(values: Values) -> tuple[str, str]:
     gains = {(p, s): paired(values, f"{p}, gate", f"{p}, open", s) for p, s in COMPARED}
-    sd = {(p, s): _pooled(values, s, f"{p}, gate", f"{p}, open") for p, s in COMPARED}
+    sd = {(p, s): pooled(values, s, f"{p}, gate", f"{p}, open") for p, s in COMPARED}
     ranks = {space: " / ".join(f"{mean(values, arm, f'{space} rank'):.0f}" for arm in
                                ("arbitrary, open", "arbitrary, gate", "supcon")) for space in ("backbone", "projector")}
     over = {arm: paired(values, "arbitrary, gate", arm, "backbone")
@@ -146,11 +146,6 @@ def judge(values: Values) -> tuple[str, str]:
         return "refuted", sentence
     better = all(gains[at].low > 0 and gains[at].mean > 2 * sd[at] for at in COMPARED) and over["random"].low > 0
     return ("confirmed" if better else "open"), sentence
-
-
-def _pooled(values: Values, metric: str, *arms: str) -> float:
-    """Root mean square of the arms' standard deviations over seeds."""
-    return float(np.sqrt(np.mean([column(values, arm, metric).var(ddof=1) for arm in arms])))
 
 
 @cache

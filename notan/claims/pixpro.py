@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from notan.claims._statistics import Values, column, mean, paired
+from notan.claims._statistics import Values, column, mean, paired, pooled
 from notan.claims._train import built, fit
 from notan.data import Data, Rows, open_data
 from notan.methods.pixpro import RECIPES, PixPro, cells, spread
@@ -75,10 +75,10 @@ def run(arm: str, seed: int, quick: bool) -> dict[str, float]:
 
 def judge(values: Values) -> tuple[str, str]:
     gain, contrast = (paired(values, "pixpro", arm, "miou") for arm in ("instance", "pixcontrast"))
-    pooled = _pooled(values, "miou", "pixpro", "instance")
+    sd = pooled(values, "miou", "pixpro", "instance")
     wide, narrow = mean(values, "pixpro", "spread"), mean(values, "no propagation", "spread")
     sentence = (
-        f"Mean IoU of pixpro - instance is {gain} (pooled sd {pooled:.4f}), pixpro - pixcontrast {contrast}; random weights "
+        f"Mean IoU of pixpro - instance is {gain} (pooled sd {sd:.4f}), pixpro - pixcontrast {contrast}; random weights "
         f"reach {mean(values, 'random', 'miou'):.3f}, pixpro {mean(values, 'pixpro', 'miou'):.3f}. The spread of the cells "
         f"is {wide:.3f} with propagation and {narrow:.3f} without. Accuracy of the main climate: instance "
         f"{mean(values, 'instance', 'accuracy'):.3f}, pixpro {mean(values, 'pixpro', 'accuracy'):.3f}, both "
@@ -87,16 +87,11 @@ def judge(values: Values) -> tuple[str, str]:
     pairs = zip(column(values, "instance", "miou"), column(values, "pixpro", "miou"))
     if narrow > 0.5 or all(b >= d for b, d in pairs):
         return "refuted", sentence
-    better = gain.mean > pooled and contrast.mean >= 0 and paired(values, "pixpro", "random", "miou").mean > 0
+    better = gain.mean > sd and contrast.mean >= 0 and paired(values, "pixpro", "random", "miou").mean > 0
     recovers = (paired(values, "pixpro+instance", "pixpro", "accuracy").mean > 0 and paired(
-        values, "pixpro+instance", "instance", "accuracy").mean > -_pooled(values, "accuracy", "pixpro+instance", "instance"))
+        values, "pixpro+instance", "instance", "accuracy").mean > -pooled(values, "accuracy", "pixpro+instance", "instance"))
     better = better and wide > 0.5 and narrow < 0.3 and recovers
     return ("confirmed" if better else "open"), sentence
-
-
-def _pooled(values: Values, metric: str, *arms: str) -> float:
-    """Root mean square of the arms' standard deviations over seeds."""
-    return float(np.sqrt(np.mean([column(values, arm, metric).var(ddof=1) for arm in arms])))
 
 
 @cache

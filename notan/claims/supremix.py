@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from notan import world
-from notan.claims._statistics import Values, column, mean, paired
+from notan.claims._statistics import Values, mean, paired, pooled
 from notan.claims._train import built, fit, subset
 from notan.data import Data, DataInfo, Rows, open_data
 from notan.methods import _inputs
@@ -146,7 +146,7 @@ def judge(values: Values) -> tuple[str, str]:
         return paired(values, "SupReMix", arm, f"MAE {size}")
 
     plain = {size: gap("SupCon", size) for size in SIZES}
-    twice = {size: 2 * _pooled(values, f"MAE {size}", "SupReMix", "SupCon") for size in SIZES}
+    twice = {size: 2 * pooled(values, f"MAE {size}", "SupReMix", "SupCon") for size in SIZES}
     parts = {arm: float(np.mean([gap(arm, size).mean for size in SIZES]))
              for arm in ("SupCon + weight", "+ mixed negatives", "+ mixed positives")}
     sentence = (
@@ -163,11 +163,6 @@ def judge(values: Values) -> tuple[str, str]:
         return "refuted", sentence
     better = all(plain[size].high < 0 and -plain[size].mean > twice[size] and gap("L1", size).mean <= 0 for size in SIZES)
     return ("confirmed" if better and all(d < 0 for d in parts.values()) else "open"), sentence
-
-
-def _pooled(values: Values, metric: str, *arms: str) -> float:
-    """Root mean square of the arms' standard deviations over seeds."""
-    return float(np.sqrt(np.mean([column(values, arm, metric).var(ddof=1) for arm in arms])))
 
 
 @cache

@@ -13,7 +13,7 @@ from notan.claims._statistics import Values, mean, paired
 from notan.claims._train import built, fit, small
 from notan.data import DataInfo, Rows, open_data
 from notan.inspectors.temperature import nearest, shares
-from notan.losses.geometry import tolerance, uniformity
+from notan.losses.geometry import spearman, tolerance, uniformity
 from notan.losses.tiles import cosines, unit
 from notan.methods.temperature import Temperature
 from notan.nets.build import build_encoder
@@ -84,7 +84,7 @@ def measured(method: Temperature, train: Rows, test: Rows) -> dict[str, float]:
     return {"accuracy": ridge(x, y, x_test, y_test)["accuracy"], "knn": knn_cosine(x, y, x_test, y_test, k=20)["accuracy"],
             "uniformity": float(uniformity(u)), "tolerance": float(tolerance(u, y_test)), "views": views,
             "separation": views - nearest(u, 10)[0],
-            "effective negatives": shares(u, method.tau, None)["effective negatives"]}
+            "effective negatives": shares(u, [method.tau], None)["effective negatives"][0]}
 
 
 @torch.no_grad()
@@ -120,9 +120,7 @@ def judge(values: Values) -> tuple[str, str]:
 
 def rank_correlation(values: list[float]) -> float:
     """Spearman's, with the order in which they stand."""
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(range(len(values)), values).statistic)
+    return spearman(torch.arange(len(values)), torch.tensor(values))
 
 
 @cache

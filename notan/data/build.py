@@ -172,8 +172,11 @@ def number_moments(rows: Rows, most: int = 100_000) -> tuple[tuple[float, ...], 
         return (), ()
     index = np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)
     where, store = index if rows.index is None else rows.index[index], rows.stores[column]
-    values = [np.asarray(store[i], dtype=np.float64) for i in where]
-    steps = np.stack(values) if column == "features" else np.concatenate([x.reshape(len(x), -1) for x in values])  # (n, width)
+    if column == "features":
+        steps = np.asarray(store)[where].astype(np.float64)             # (n, width)
+    else:
+        series = (np.asarray(store[i], dtype=np.float64) for i in where)
+        steps = np.concatenate([x.reshape(len(x), -1) for x in series])
     std = steps.std(0)
     return tuple(map(float, steps.mean(0))), tuple(float(s) if s > 1e-6 * abs(m) else 1.0 for s, m in zip(std, steps.mean(0)))
 

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from notan.errors import NotanError
+from notan.losses.geometry import spearman
 from notan.nets.gate import PairGate
 
 CARD = {
@@ -59,7 +60,8 @@ def measure(model: Any, data: Any) -> dict[str, Any]:
     pairs = torch.triu_indices(int(seen.sum()), int(seen.sum()), 1)
     there = overlap[seen][:, seen]
     apart = overlap[tuple(torch.triu_indices(len(every), len(every), 1))]
-    return {"agreement": spearman(there[tuple(pairs)], alike[tuple(pairs)]), "contrast": float(apart.std(correction=0)),
+    agreement = spearman(*(x[tuple(pairs)].round(decimals=12) for x in (there, alike)))     # rounding errors are ties
+    return {"agreement": agreement, "contrast": float(apart.std(correction=0)),
             "open": float(gates.mean()), "map": drawn(there, alike, names(model, seen))}
 
 
@@ -76,16 +78,6 @@ def class_means(model: Any, data: Any, classes: int) -> tuple[Tensor, Tensor]:
 def cosines(x: Tensor) -> Tensor:
     u = F.normalize(x, dim=1)
     return u @ u.T
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation; 0 where one side is all equal."""
-    from scipy.stats import rankdata
-
-    x, y = (torch.from_numpy(rankdata(v.numpy().round(12))) for v in (a, b))
-    x, y = x - x.mean(), y - y.mean()
-    size = x.norm() * y.norm()
-    return float(x @ y / size) if size > 0 else 0.0
 
 
 def names(model: Any, seen: Tensor) -> list[str]:

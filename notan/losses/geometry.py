@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -95,6 +96,16 @@ def spread(z: Tensor) -> float:
     """Mean std of L2-normalised (N, D), times sqrt(D): 1 when spread over the whole sphere, 0 if all are equal."""
     z = F.normalize(z.double(), dim=1)
     return float(z.std(0, correction=0).mean() * z.shape[1] ** 0.5)
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Spearman's rank correlation of two (N,), equal values sharing their mean rank; 0 where one of them is constant."""
+    from scipy.stats import rankdata
+
+    x, y = (rankdata(v.numpy()) for v in (a, b))
+    x, y = x - x.mean(), y - y.mean()
+    size = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / size) if size > 0 else 0.0
 
 
 def _exp_entropy(s: Tensor) -> float:

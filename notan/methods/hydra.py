@@ -93,7 +93,7 @@ class Hydra(nn.Module):
         flip: float = 0.5, jitter: float = 0.5, grey: float = 0.2, blur: float = 0.0, hidden: int = 2048, dim: int = 256,
     ) -> None:
         super().__init__()
-        check_classes(data, pairs, tau)
+        check_classes(data, tau)
         self.encoder, self.classes, self.pairs, self.tau = encoder, data.classes, pairs, tau
         self.similarity = renormed if similarity == "renorm" else flat
         self.crop, self.flip, self.jitter, self.grey, self.blur = crop, flip, jitter, grey, blur
@@ -128,7 +128,7 @@ class Hydra(nn.Module):
         return {"picture": self.whole(batch), "view 1": self.view(batch, 1), "view 2": self.view(batch, 2)}
 
 
-def check_classes(data: DataInfo, pairs: str, tau: float) -> None:
+def check_classes(data: DataInfo, tau: float) -> None:
     if tau <= 0:
         raise NotanError(f"tau = {tau}", "a temperature above 0", "--tau 0.1")
     if len(data.classes) < 3:

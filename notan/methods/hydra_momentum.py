@@ -94,7 +94,7 @@ class HydraMomentum(nn.Module):
         blur: float = 0.0, hidden: int = 2048, dim: int = 256,
     ) -> None:
         super().__init__()
-        check_classes(data, pairs, tau)
+        check_classes(data, tau)
         if beta < 0 or not 0 <= momentum <= 1:
             raise NotanError(f"beta = {beta}, momentum = {momentum}", "beta from 0, a momentum from 0 to 1",
                              "--beta 1 --momentum 0.99")

@@ -43,7 +43,6 @@ from notan.methods._progress import Progress
 from notan.nets.build import build_encoder
 from notan.nets.protocols import ImageEncoder
 from notan.nets.queue import Bank, Queue
-from notan.nets.spec import parse
 from notan.nets.stages import Stages
 from notan.views.geometry import floats, resize
 
@@ -157,17 +156,12 @@ def base_method(spec: str, encoder: ImageEncoder, data: DataInfo) -> nn.Module:
     Raises `NotanError` for one that is unknown, needs other columns, contrasts no rows, chooses its own batches, or keeps keys
     of earlier batches, which are of other codes.
     """
-    name, options = parse(spec)
+    name, options = catalogue.parse_arm(spec)
     entry = catalogue.method(name)
-    known = [flag.name for flag in entry.flags]
-    if odd := sorted(options.keys() - set(known)):
-        raise NotanError(f"{name} has no setting {odd[0]!r}", ", ".join(known), f"--base {name}")
     if missing := entry.lacking(data.columns):
         raise NotanError(f"base {name} needs the column {missing[0]!r}; {data.name} has {', '.join(data.columns)}",
                          ", ".join(entry.card["needs"]), f"--column THEIRS={missing[0]}, or --base simclr")
-    text = entry.path.read_text()
-    contrasts = entry.card.get("contrasts_rows", "world.gather(" in text or "methods._contrast" in text)
-    if not contrasts or "batches" in entry.has or name == "mcl" or [t.name for t in entry.towers] != ["encoder"]:
+    if not entry.contrasts_rows or "batches" in entry.has or name == "mcl" or [t.name for t in entry.towers] != ["encoder"]:
         raise NotanError(f"base {name}", "a method that sets the rows of a shuffled batch against each other, by one encoder",
                          "--base simclr")
     cls = getattr(import_module(f"notan.methods.{name}"), entry.cls)

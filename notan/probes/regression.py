@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from notan.errors import NotanError
+from notan.losses.geometry import spearman
 from notan.probes.features import check_finite
 from notan.probes.protocol import Protocol
 from notan.probes.ridge import fit, scores
@@ -58,16 +58,6 @@ def errors(guess: Tensor, truth: Tensor) -> dict[str, Any]:
     return {"mae": float(error.mean()), "rmse": float(error.square().mean().sqrt()),
             "r2": float(1 - error.square().sum() / spread) if spread > 0 else float("nan"),
             "spearman": spearman(guess, truth), "gm": float(error.clamp(min=1e-10).log().mean().exp())}
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of two (N,), equal values sharing their mean rank; 0 where one of them is constant."""
-    from scipy.stats import rankdata
-
-    x, y = (rankdata(v.numpy()) for v in (a, b))
-    x, y = x - x.mean(), y - y.mean()
-    size = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / size) if size > 0 else 0.0
 
 
 def shots(train_y: Tensor, test_y: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def make_tokenizers(config: Config, data: Data, home: Path) -> None:
     """
     entry = catalogue.method(config.method)
     check_columns(entry, data.info)
-    words = [c for c in entry.card["needs"] if c in COLUMNS and COLUMNS[c].dtype == "str"]
+    words = [c for c in entry.columns if c in data.info.columns and COLUMNS[c].dtype == "str"]
     wanting = [t.name for t in entry.towers if _wants_tokenizer(config.towers[t.name], t)]
     if wanting and world.is_main() and not (home / "config.yaml").exists():
         index = keys.shuffle(0, 0, len(data.train))[:TEXTS]

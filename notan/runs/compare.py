@@ -237,7 +237,7 @@ def _row(label: str, kind: str, arm: Arm | None, results: list[dict], width: int
 
 def _taught(arm: Arm) -> bool:
     """Whether the method learns from labels."""
-    return any(word in ("label", "target") for need in catalogue.method(arm.slug).card["needs"] for word in need.split(" or "))
+    return not set(studies.ABOUT).isdisjoint(catalogue.method(arm.slug).columns)
 
 
 def _family(spec: str | dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ def replay(folder: str | Path) -> dict[str, float]:
     method = build_method(config, info_from(facts["info"]), home)
     method.load_state_dict(load_file(folder / "weights.safetensors"))
     record = json.loads((folder / "step.json").read_text())
-    if record["round"]:
+    if record.get("round"):
         method.enter(record["round"], None)                             # type: ignore[operator]
     batch = {**load_file(folder / "batch.safetensors"), **record["columns"]}
     torch.manual_seed(record["torch_seed"])

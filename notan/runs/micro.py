@@ -37,11 +37,14 @@ def in_parts(method: nn.Module, towers: Sequence[str], size: int) -> None:
         if norms := batch_norms(tower):
             raise NotanError(f"the {name} has batch norm ({norms[0]}): parts of a batch would have other statistics",
                              "an encoder without batch norm", "--encoder vit, or leave out --micro-batch")
-    for name in towers:
-        tower = getattr(method, name)
-        for one in getattr(tower, "parts", [tower]):                    # of stages each by itself: methods call those
-            for call in (c for c in CALLS if hasattr(one, c)):
-                setattr(one, call, parts_of(getattr(one, call), size))
+    for tower, call in called(method, towers):
+        setattr(tower, call, parts_of(getattr(tower, call), size))
+
+
+def called(method: nn.Module, towers: Sequence[str]) -> list[tuple[Any, str]]:
+    """What the method calls of its towers: (module, name); of stages it calls each by itself."""
+    every = [one for name in towers for one in getattr(getattr(method, name), "parts", [getattr(method, name)])]
+    return [(one, call) for one in every for call in CALLS if hasattr(one, call)]
 
 
 def parts_of(call: Callable[..., Any], size: int) -> Callable[..., Any]:
@@ -126,8 +129,7 @@ def _counted(method: nn.Module, towers: Sequence[str]) -> Iterator[Kept]:
                 inside[0] = False
         return run
 
-    every = [one for name in towers for one in getattr(getattr(method, name), "parts", [getattr(method, name)])]
-    patched = [(one, c) for one in every for c in CALLS if hasattr(one, c)]
+    patched = called(method, towers)
     before = [vars(tower).get(c) for tower, c in patched]
     for tower, c in patched:
         setattr(tower, c, counted(getattr(tower, c)))

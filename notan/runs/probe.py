@@ -26,8 +26,6 @@ from notan.runs.folder import Run
 
 PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "regression", "attributes", "finetune", "segmentation")
 FROZEN = {"label": ("ridge", "knn", "logistic", "fewshot"), "target": ("regression",)}           # by what they need
-
-
 FORMS = {"miou": "mIoU {miou:.3f}", "accuracy": "accuracy {accuracy:.3f}",
          "rmse": "MAE {mae:.4g}, RMSE {rmse:.4g}, R² {r2:.3f}, Spearman {spearman:.3f}, geometric mean of errors {gm:.4g}; order "
                  "of features {ordering:.3f} (1: by target), neighbours' gap {fragmentation:.3f} (1: any two rows')",
@@ -54,12 +52,13 @@ def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[st
         results["finetune"] = _finetune(run, opened, rows, seed)
     if "attributes" in asked:
         results |= _attributes(run, opened, rows)
+    features = None
     for column, names in FROZEN.items():
         if rest := [name for name in asked if name in names]:
-            chosen = study.rowset(opened, rows, column)
-            z, t = study.embed(encoding(run), opened, chosen)
+            chosen = study.rowset(opened, rows, column)                 # the same rows for labels and targets
+            features = features or study.embed(encoding(run), opened, chosen)
             for name in rest:
-                results |= _frozen(name, (z, chosen.train_y, t, chosen.test_y), seed)
+                results |= _frozen(name, (features[0], chosen.train_y, features[1], chosen.test_y), seed)
     return {name: {k: v for k, v in r.items() if k != "losses"} | {"protocol": str(r["protocol"])}
             for name, r in results.items()}
 
@@ -97,12 +96,12 @@ def _attributes(run: str | Path, data: Data, rows: int) -> dict[str, dict[str, A
     if "attributes" not in data.info.columns:
         raise NotanError(f"{data.info.name} has the columns {', '.join(data.info.columns)}",
                          "a column `attributes` in both splits", "--column THEIRS=attributes, as often as there are some")
-    spaces, known = [], []
+    spaces, known, encode = [], [], encoding(run)
     for split in (data.train, data.test):
         index = np.arange(len(split))
         index = index[split.values("group") == 1] if "group" in split.columns else index
         index = index[keys.shuffle(0, 0, len(index))[:rows]]
-        found = features_by_name(encoding(run), split, index, 512)
+        found = features_by_name(encode, split, index, 512)
         spaces.append({name.removeprefix("feature_"): z for name, z in found.items()})
         known.append(torch.from_numpy(split.values("attributes")[index]))
     return attribute_pairs(spaces[0], known[0], spaces[1], known[1])

@@ -20,9 +20,8 @@ from notan.probes.ridge import ridge
 from notan.runs.statistics import paired as paired
 from notan.runs.statistics import verdict as verdict
 from notan.runs.table import render_table as render_table
-from notan.runs.watch import side_by_side
+from notan.runs.watch import ABOUT, side_by_side
 
-ABOUT = ("label", "target")  # what is probed for; the first that there is
 SIZES = (100, 300, 1_000, 3_000)  # numbers of labels, before all of them
 MAP_ROWS = 600  # points of an embedding map
 QUERIES, HITS = 6, 8  # rows and columns of the neighbour strips

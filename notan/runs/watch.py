@@ -16,6 +16,7 @@ from notan.probes.regression import regression
 from notan.probes.ridge import ridge
 from notan.runs.health import Alarm, Health
 
+ABOUT = ("label", "target")                                             # what is probed for; the first that there is
 LOOKED_AT = 128
 PROBED = 384                                                            # of each split
 SHARE = 0.04                                                            # of the trained rows, for looks and for probes
@@ -72,7 +73,7 @@ def online_probe(method: nn.Module, data: Data, device: torch.device) -> dict[st
     """Accuracy, or R2 of a target, of a ridge probe fitted on 384 train and scored on 384 test rows; {} where nothing can be
     fitted.
     """
-    column = next((c for c in ("label", "target") if c in data.info.columns), None)
+    column = next((c for c in ABOUT if c in data.info.columns), None)
     if column is None:
         return {}
     sides: list[Tensor] = []
