@@ -34,7 +34,7 @@ from notan.runs import machine
 
 OUT = Path(__file__).parent / "results" / "losses.json"
 D, TAU = 256, 0.05
-SIZES = (1024, 4096, 16384, 65536)
+SIZES = (256, 1024, 4096, 16384, 65536)
 ROOM_GB = 14.0                                                          # contestants that need more are left out
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -65,7 +65,7 @@ def metric_learning(q: Tensor, k: Tensor) -> Tensor:
     from pytorch_metric_learning.losses import NTXentLoss
 
     own = torch.arange(len(q))
-    return NTXentLoss(temperature=TAU)(q, own, ref_emb=k, ref_labels=own)
+    return NTXentLoss(temperature=TAU)(q, own, ref_emb=k, ref_labels=own.clone())  # not own: no positives, loss 0
 
 
 def cached(q: Tensor, k: Tensor) -> Tensor:
@@ -76,13 +76,15 @@ def cached(q: Tensor, k: Tensor) -> Tensor:
     return loss.calculate_loss([list(q.split(32)), list(k.split(32))], with_backward=True)
 
 
-# name: (loss, bytes it needs for a pair of rows, the package it comes from)
-CONTESTANTS: dict[str, tuple[Loss, float, str]] = {
-    "notan: info_nce": (ours, 0, ""), "all logits at once": (dense, 16, ""),
-    "pytorch-metric-learning: NTXentLoss": (metric_learning, 60, "pytorch_metric_learning"),
-    "sentence-transformers: cached": (cached, 0, "sentence_transformers"),
-    "notan: symmetric_info_nce (CLIP)": (both_ways, 0, ""), "all logits at once (CLIP)": (dense_both_ways, 28, ""),
-    "notan: nt_xent (SimCLR)": (own_rows, 0, ""),
+# name: (loss, bytes it needs at N, the package it comes from, the loss that it must equal)
+CONTESTANTS: dict[str, tuple[Loss, Callable[[int], float], str, Loss]] = {
+    "notan: info_nce": (ours, lambda n: 0, "", dense),
+    "all logits at once": (dense, lambda n: 16 * n**2, "", dense),
+    "pytorch-metric-learning: NTXentLoss": (metric_learning, lambda n: 20 * n**3, "pytorch_metric_learning", dense),
+    "sentence-transformers: cached": (cached, lambda n: 0, "sentence_transformers", dense),
+    "notan: symmetric_info_nce (CLIP)": (both_ways, lambda n: 0, "", dense_both_ways),
+    "all logits at once (CLIP)": (dense_both_ways, lambda n: 28 * n**2, "", dense_both_ways),
+    "notan: nt_xent (SimCLR)": (own_rows, lambda n: 0, "", own_rows),
 }
 
 
@@ -102,6 +104,20 @@ def products(q: Tensor, k: Tensor) -> Callable[[], None]:
     return run
 
 
+def check(loss: Loss, reference: Loss) -> None:
+    """A contestant computes what the others do: value and gradient, on 64 rows."""
+    found = []
+    for one in (loss, reference):
+        g = torch.Generator().manual_seed(1)
+        q, k = (torch.randn(64, D, generator=g).requires_grad_() for _ in range(2))
+        value = one(q, k)
+        if value.requires_grad:
+            value.backward()
+        found.append((value.detach(), q.grad, k.grad))
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
 def measure(name: str, n: int, turns: int, out: multiprocessing.Queue) -> None:
     torch.set_num_threads(1)
     machine.keep_freed_memory()
@@ -115,10 +131,7 @@ def measure(name: str, n: int, turns: int, out: multiprocessing.Queue) -> None:
         if value.requires_grad:
             value.backward()
 
-    small = torch.randn(64, D, requires_grad=True)
-    value = loss(small, small.detach().clone().requires_grad_())        # imports and first calls
-    if value.requires_grad:
-        value.backward()
+    check(loss, CONTESTANTS[name][3])                                   # imports and first calls, too
     machine.reset_peak()
     before = machine.peak_mb()
     step()
@@ -141,11 +154,11 @@ def main() -> None:
     args = parser.parse_args()
     spawn, rows = multiprocessing.get_context("spawn"), []
     for n in args.sizes:
-        for name, (_, per_pair, package) in CONTESTANTS.items():
-            if (package and importlib.util.find_spec(package) is None) or per_pair * n * n > ROOM_GB * 2**30:
+        for name, (_, room, package, _) in CONTESTANTS.items():
+            if (package and importlib.util.find_spec(package) is None) or room(n) > ROOM_GB * 2**30:
                 continue
             guess = 6e-11 * n * n * D                                   # seconds of a turn, about
-            turns, box = max(1, min(15, round(args.most / (3 * guess)))), spawn.Queue()
+            turns, box = max(1, min(101, round(args.most / (3 * guess)))), spawn.Queue()
             child = spawn.Process(target=measure, args=(name, n, turns, box))
             child.start()
             times, added = box.get()

@@ -1,11 +1,11 @@
 """`--micro-batch`: what a large batch costs when the encoder runs in parts.
 
-    python benchmarks/micro_batch.py [--batch 32] [--part 8] [--turns 5]
+    python benchmarks/micro_batch.py [--batch 32] [--part 8] [--turns 9]
 
 A step of SimCLR (two views, forward and backward, no optimiser) with a ViT-S at 224 px, one thread, fp32: seconds of the step in
 parts over those of the direct one, which take turns in one process at an equal batch; and the memory at the peak beyond model
-and gradients for three sizes of batch, each in a process of its own. The largest batch in 2 GB is where the line through the
-larger two meets what model and gradients leave of it: it is not run. Written to benchmarks/results/micro_batch.json.
+and gradients for three sizes of batch, each in a process of its own. The largest batch in 2 GB is where the line through two
+of them meets what model and gradients leave of it: it is not run. Written to benchmarks/results/micro_batch.json.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--part", type=int, default=8)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=9)
     args = parser.parse_args()
     pairs = alone(overhead, args.batch, args.part, args.turns)
     ratios = [b / a for a, b in pairs]
@@ -103,7 +103,7 @@ def main() -> None:
              "seconds": {"direct": statistics.median(a for a, _ in pairs), "in parts": statistics.median(b for _, b in pairs)},
              "ratio": statistics.median(ratios), "ratios": sorted(round(r, 3) for r in ratios), "model_mb": model, "memory": {}}
     for name, part in (("direct", 0), ("in parts", args.part)):
-        sizes = [args.batch // 2, args.batch, 2 * args.batch]
+        sizes = [2 * args.part, 4 * args.part, 8 * args.part] if part else [args.part // 2, args.part, 2 * args.part]
         mb = [alone(peak, n, part) for n in sizes]
         slope = (mb[2] - mb[1]) / (sizes[2] - sizes[1])
         found["memory"][name] = {"rows": sizes, "mb": mb, "mb_per_row": slope,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from notan.errors import NotanError
 from notan.losses import tiles
-from notan.losses.both_ways import both_log_sum_exp, own_log_sum_exp
+from notan.losses.both_ways import both_ways, own_log_sum_exp
 from notan.losses.info_nce import hidden, info_nce, info_nce_bank, nt_xent, symmetric_info_nce
 from notan.losses.tiles import cosines, log_sum_exp, pooled, unit
 
@@ -38,6 +40,12 @@ def same(loss, reference, inputs):
             torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-10)
 
 
+@pytest.fixture(params=[40.0, 0.0], autouse=True)
+def mild(request, monkeypatch):
+    """Exponentials with and without their maximum taken off."""
+    monkeypatch.setattr(tiles, "MILD", request.param)
+
+
 @pytest.fixture(params=[2048, 5])
 def width(request, monkeypatch):
     monkeypatch.setattr(tiles, "WIDTH", request.param)
@@ -57,6 +65,19 @@ def test_tiles_equal_all_logits_at_once(width, tile, left_out):
     same(lambda: log_sum_exp(q, k, tau, tile=tile), lambda: logits(q, k, tau).logsumexp(1), (q, k, tau))
 
 
+def test_a_second_backward_pass_gives_what_the_first_gave():
+    q, k = z(6, 4), z(7, 4, seed=1)
+    loss = info_nce(q, k, tau=0.3, positive=torch.arange(6)).mean()
+    first = torch.autograd.grad(loss, (q, k), retain_graph=True)
+    kept = [x.clone() for x in first]
+    for again in (torch.autograd.grad(loss, (q, k), retain_graph=True), torch.autograd.grad(2 * loss, (q, k))):
+        scale = again[0].norm() / kept[0].norm()
+        assert min(abs(scale - 1), abs(scale - 2)) < 1e-9
+        for x, y, z0 in zip(again, kept, first):
+            torch.testing.assert_close(x, y * scale)
+            assert torch.equal(y, z0)                                   # what was handed out is not written over
+
+
 def test_weights_and_masks_as_a_matrix_and_as_a_function(width):
     q, k, positive = z(6, 4), z(7, 4, seed=1), torch.arange(6)
     w = z(6, 7, seed=2, grad=False).masked_fill(torch.eye(6, 7, dtype=torch.bool), 0)
@@ -66,6 +87,17 @@ def test_weights_and_masks_as_a_matrix_and_as_a_function(width):
              lambda: F.cross_entropy(logits(q, k, 0.3) + w, positive, reduction="none"), (q, k))
 
 
+@pytest.mark.parametrize("tau", [0.024, 0.026])
+def test_opposite_vectors_at_the_border_of_what_is_mild(tau):
+    q = torch.ones(2, 3)
+    k = torch.cat([-q.expand(2, 3), -q]).requires_grad_()
+    loss = info_nce(q, k, tau=tau, positive=torch.arange(2))            # every logit -1 / tau
+    torch.testing.assert_close(loss, torch.full((2,), math.log(4)), rtol=1e-5, atol=1e-5)
+    mixed = info_nce(q, torch.cat([q[:1], k]), tau=tau, positive=torch.tensor([0, 1]))
+    torch.testing.assert_close(mixed, torch.tensor([0, 2 / tau]), rtol=1e-5, atol=1e-5)
+    assert torch.autograd.grad(mixed.sum() + loss.sum(), k)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("side", [2048, 5, 3])
 def test_both_ways_equal_two_one_sided_ones(side):
     q, k, tau = z(8, 4), z(8, 4, seed=1), scalar(0.2)
@@ -73,9 +105,8 @@ def test_both_ways_equal_two_one_sided_ones(side):
     same(lambda: symmetric_info_nce(q, k, tau=tau, side=side),
          lambda: (F.cross_entropy(logits(q, k, tau), own, reduction="none")
                   + F.cross_entropy(logits(k, q, tau), own, reduction="none")) / 2, (q, k, tau))
-    k = z(11, 4, seed=1)
-    same(lambda: torch.cat(both_log_sum_exp(q, k, tau, side=side)),
-         lambda: torch.cat([logits(q, k, tau).logsumexp(1), logits(q, k, tau).logsumexp(0)]), (q, k, tau))
+    same(lambda: torch.cat(both_ways(q, k, tau, side=side)),
+         lambda: torch.cat([logits(q, k, tau).logsumexp(i) - logits(q, k, tau).diagonal() for i in (1, 0)]), (q, k, tau))
 
 
 @pytest.mark.parametrize("side", [2048, 5, 3])
@@ -115,7 +146,7 @@ def test_gradcheck(width):
     q, k, tau = z(4, 3), z(6, 3, seed=1), scalar(0.4)
     for tile in (1 << 20, 5):
         assert torch.autograd.gradcheck(lambda q, k, t, n=tile: log_sum_exp(q, k, t, tile=n), (q, k, tau))
-    assert torch.autograd.gradcheck(lambda q, k, t: both_log_sum_exp(q, k, t, side=2), (q, k, tau))
+    assert torch.autograd.gradcheck(lambda q, k, t: both_ways(q, k, t, side=3), (q, k[:4], tau))
     assert torch.autograd.gradcheck(lambda q, t: own_log_sum_exp(q, t, side=2), (q, tau))
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from notan.errors import NotanError
-from notan.losses.both_ways import SIDE, both_log_sum_exp, own_log_sum_exp
+from notan.losses.both_ways import SIDE, both_ways, own_log_sum_exp
 from notan.losses.tiles import TILE, Edit, Pairs, check_tau, cosines, log_sum_exp, part
 
 
@@ -55,8 +55,8 @@ def symmetric_info_nce(q: Tensor, k: Tensor, *, tau: float | Tensor, side: int =
     check_tau(tau)
     if len(q) != len(k) or len(q) < 2:
         raise NotanError(f"{len(q)} and {len(k)} rows", "as many of each, at least two", "a larger batch")
-    rows, columns = both_log_sum_exp(q, k, tau, side=side)
-    return (rows + columns) / 2 - cosines(q, k) / tau
+    rows, columns = both_ways(q, k, tau, side=side)
+    return (rows + columns) / 2
 
 
 def nt_xent(z1: Tensor, z2: Tensor, *, tau: float | Tensor, side: int = SIDE) -> Tensor:

@@ -8,6 +8,7 @@ pass makes the tiles again: four products. Half precision is computed in float32
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import wraps
 
@@ -19,6 +20,7 @@ from notan.errors import NotanError
 
 TILE = 1 << 22                                                          # logits held at once: 16 MB in float32
 LEAST, WIDTH = 64, 2048                                                 # rows of a tile of whole rows; columns of one product
+MILD = 40.0                                                             # logits whose exponentials need no maximum taken off
 Edit = Callable[[Tensor, slice, slice], object]                         # changes logits of rows x columns (n, m) in place
 Pairs = Tensor | Callable[[slice, slice], Tensor]                       # a matrix (N, M), or what gives a part (n, m) of it
 
@@ -56,22 +58,26 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, tau: Tensor, positive: Tensor | None, edit: Edit | None, tile: int) -> Tensor:
         a, b = inverse_lengths(q), inverse_lengths(k)
-        x, y = Scaled(q, a / tau), Scaled(k, b)
+        base = base_of(tau) if edit is None else 1.0                    # an edit may add to logits
+        x, y = Scaled(q, a / tau * base), Scaled(k, b)
         ahead = any(ctx.needs_input_grad) and len(k) * min(LEAST, len(q)) <= tile
-        lse, own, dx, dy = (whole_rows if ahead else online)(x, y, positive, edit, tile)
-        ctx.positive, ctx.edit, ctx.tile = positive, edit, tile
-        ctx.save_for_backward(q, k, tau, a, b, lse, dx, dy)
+        lse, own, dx, dy = (whole_rows if ahead else online)(x, y, positive, edit, tile, base)
+        ctx.positive, ctx.edit, ctx.tile, ctx.base = positive, edit, tile, base
+        ctx.ahead = (dx, dy)                                            # for one backward pass, which writes over it
+        ctx.save_for_backward(q, k, tau, a, b, lse)
         return lse - own
 
     @staticmethod
     @gradient
     def backward(ctx, g: Tensor):
-        q, k, tau, a, b, lse, dx, dy = ctx.saved_tensors
+        q, k, tau, a, b, lse = ctx.saved_tensors
+        (dx, dy), ctx.ahead = ctx.ahead, (None, None)
         if dx is not None and bool((g == g[0]).all()):                  # a sum or a mean of rows
             scale = g[0]
         else:
             scale, g = torch.ones_like(tau), g.to(lse.dtype)
-            dx, dy = gradients(Scaled(q, a / tau), Scaled(k, b), lse, g, ctx.positive, ctx.edit, ctx.tile)
+            x, y = Scaled(q, a / tau * ctx.base), Scaled(k, b)
+            dx, dy = gradients(x, y, lse, g, ctx.positive, ctx.edit, ctx.tile, ctx.base)
         dq, along = tangent(dx, q, a, scale / tau)
         dk, _ = tangent(dy, k, b, scale)
         return dq, dk, -along / tau, None, None, None
@@ -100,70 +106,89 @@ def parts(n: int, size: int) -> Iterator[slice]:
     return (slice(i, min(i + size, n)) for i in range(0, n, size))
 
 
-def whole_rows(x: Scaled, y: Scaled, positive: Tensor | None, edit: Edit | None, tile: int) -> tuple[Tensor, ...]:
-    """log-sum-exp of each row, its positive's logit or 0, and the gradients of their differences' sum to x and y."""
-    lse, own, dx, dy = x.empty(len(x)), x.empty(len(x)).zero_(), x.zeros(), y.zeros()
-    room = x.empty(min(len(x), max(1, tile // len(y))), len(y))
+def base_of(tau: Tensor) -> float:
+    """What logits are multiplied by. log2 e where none can be so large, or so small, that sums of exponentials overflow or
+    vanish: no maximum is taken off then, and 2^x takes half the time of e^x. 1 where e^x is taken of logits less their maximum.
+    """
+    return math.log2(math.e) if float(tau) * MILD >= 1 else 1.0
+
+
+def whole_rows(x: Scaled, y: Scaled, positive: Tensor | None, edit: Edit | None, tile: int, base: float) -> tuple[Tensor, ...]:
+    """log-sum-exp of each row, its positive's logit or 0, and the gradients of their differences' sum to x / base and y.
+
+    base: what x is multiplied by, see `base_of`.
+    """
+    lse, own, dx, dy = x.empty(len(x)), x.empty(len(x)).zero_(), x.empty(*x.x.shape), y.zeros()
+    room = x.empty(max(1, min(len(x), tile // len(y))), len(y))
+    columns = y[:] if len(y) <= WIDTH else y                            # few enough to be made once
     for rows in parts(len(x), len(room)):
         xi, d = x[rows], dx[rows]
         e = room[: len(xi)]
         for j in parts(len(y), WIDTH):
-            torch.mm(xi, y[j].T, out=e[:, j])
+            torch.mm(xi, columns[j].T, out=e[:, j])
+        at = None if positive is None else positive[rows, None]
+        if at is not None:
+            own[rows] = e.gather(1, at).squeeze(1) / base
         if edit is not None:
             edit(e, rows, slice(0, len(y)))
-        most = finite(e.amax(1))
-        total = e.sub_(most[:, None]).exp_().sum(1)
+        most = finite(e.amax(1)) if base == 1 else torch.zeros_like(lse[rows])
+        total = (e.sub_(most[:, None]).exp_() if base == 1 else e.exp2_()).sum(1)
         lse[rows] = total.log() + most
-        share = torch.where(total == 0, 0, 1 / total)[:, None]
+        whole = torch.where(total == 0, 1, total)[:, None]              # 0 where there is no pair
+        if at is not None:
+            e.scatter_add_(1, at, -whole)
+        share = 1 / whole
+        xi *= share / base
         for j in parts(len(y), WIDTH):
-            d.addmm_(e[:, j], y[j])
-            dy[j].addmm_(e[:, j].T, xi * share)
+            d.addmm_(e[:, j], columns[j], beta=int(j.start > 0))        # 0: what is there is not read
+            dy[j].addmm_(e[:, j].T, xi, beta=int(rows.start > 0))
         d *= share
-        if positive is not None:
-            own[rows] = pull(xi, y, positive[rows], d, dy)
     return lse, own, dx, dy
 
 
-def pull(xi: Tensor, y: Scaled, j: Tensor, dx: Tensor, dy: Tensor, g: Tensor | None = None) -> Tensor:
-    """Logits of positives (n,), whose gradient, times g, is taken off dx (n, D) and dy (M, D)."""
-    yj = y[j]
-    own = (xi * yj).sum(1)
-    dx -= yj if g is None else yj.mul_(g[:, None])
-    dy.index_add_(0, j, xi if g is None else xi * g[:, None], alpha=-1)
-    return own
-
-
-def online(x: Scaled, y: Scaled, positive: Tensor | None, edit: Edit | None, tile: int) -> tuple[Tensor, Tensor, None, None]:
+def online(x: Scaled, y: Scaled, positive: Tensor | None, edit: Edit | None, tile: int,
+           base: float) -> tuple[Tensor, Tensor, None, None]:
     """log-sum-exp of each row and its positive's logit or 0, from tiles that hold a part of a row."""
     lse, own = x.empty(len(x)).fill_(-torch.inf), x.empty(len(x)).zero_()
-    for rows in parts(len(x), max(1, tile // WIDTH)):
+    n = max(1, tile // WIDTH)
+    room = x.empty(min(n, len(x)) * min(WIDTH, len(y)))
+    for rows in parts(len(x), n):
         xi = x[rows]
         for columns in parts(len(y), WIDTH):
-            lse[rows] = torch.logaddexp(lse[rows], made(xi, y[columns], edit, rows, columns).logsumexp(1))
+            s = made(xi, y[columns], edit, rows, columns, room)
+            lse[rows] = torch.logaddexp(lse[rows], s.logsumexp(1) if base == 1 else s.exp2_().sum(1).log_())
         if positive is not None:
-            own[rows] = (xi * y[positive[rows]]).sum(1)
+            own[rows] = (xi * y[positive[rows]]).sum(1) / base
     return lse, own, None, None
 
 
 def gradients(x: Scaled, y: Scaled, lse: Tensor, g: Tensor, positive: Tensor | None, edit: Edit | None,
-              tile: int) -> tuple[Tensor, Tensor]:
-    """The gradients of the sum of g_i (lse_i - own_i) with respect to x and y."""
+              tile: int, base: float) -> tuple[Tensor, Tensor]:
+    """The gradients of the sum of g_i (lse_i - own_i) with respect to x / base and y."""
     dx, dy, lse = x.zeros(), y.zeros(), finite(lse)
-    for rows in parts(len(x), max(1, tile // WIDTH)):
+    count = g if base == 1 else (-lse).exp() * g
+    n = max(1, tile // WIDTH)
+    room = x.empty(min(n, len(x)) * min(WIDTH, len(y)))
+    for rows in parts(len(x), n):
         xi, d = x[rows], dx[rows]
         for columns in parts(len(y), WIDTH):
             yj = y[columns]
-            p = made(xi, yj, edit, rows, columns).sub_(lse[rows, None]).exp_().mul_(g[rows, None])
+            s = made(xi, yj, edit, rows, columns, room)
+            p = (s.sub_(lse[rows, None]).exp_() if base == 1 else s.exp2_()).mul_(count[rows, None])
             d.addmm_(p, yj)
-            dy[columns].addmm_(p.T, xi)
+            dy[columns].addmm_(p.T, xi, alpha=1 / base)
         if positive is not None:
-            pull(xi, y, positive[rows], d, dy, g[rows])
+            d -= y[positive[rows]] * g[rows, None]
+            dy.index_add_(0, positive[rows], xi * g[rows, None], alpha=-1 / base)
     return dx, dy
 
 
 def tangent(d: Tensor, x: Tensor, a: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of vectors x from d, that of their directions u = a x: scale a (d - u (u . d)); and the sum of scale u . d."""
-    out, along = torch.empty_like(x), torch.zeros_like(scale)
+    """The gradient of vectors x from d, that of their directions u = a x: scale a (d - u (u . d)); and the sum of scale u . d.
+
+    It is written over d, where x is of d's dtype.
+    """
+    out, along = d if d.dtype == x.dtype else torch.empty_like(x), torch.zeros_like(scale)
     for i in parts(len(x), WIDTH):
         dot = (x[i] * d[i]).sum(1) * a[i]
         out[i] = torch.addcmul(d[i], x[i].to(d.dtype), (a[i] * dot)[:, None], value=-1).mul_((scale * a[i])[:, None])
@@ -171,9 +196,9 @@ def tangent(d: Tensor, x: Tensor, a: Tensor, scale: Tensor) -> tuple[Tensor, Ten
     return out, along
 
 
-def made(x: Tensor, y: Tensor, edit: Edit | None, rows: slice, columns: slice) -> Tensor:
-    """A tile of logits."""
-    s = x @ y.T
+def made(x: Tensor, y: Tensor, edit: Edit | None, rows: slice, columns: slice, room: Tensor) -> Tensor:
+    """A tile of logits, written to `room`, flat and as long or longer."""
+    s = torch.mm(x, y.T, out=room[: len(x) * len(y)].view(len(x), len(y)))
     if edit is not None:
         edit(s, rows, columns)
     return s
