@@ -8,7 +8,8 @@ N N D that no way around is known for (logits, gradient of the queries, gradient
 and thrown away. Each contestant has a process of its own, which keeps freed memory as training does, and where it and the floor
 take turns; the table gives the median of the ratios, and the memory at the peak beyond the vectors and their gradients. The
 exponents are the slopes of log seconds and log memory over log N, between the two largest N. NT-Xent and CLIP's loss contrast
-N rows in all. Written to benchmarks/results/losses.json.
+N rows in all. Written to benchmarks/results/losses.json after each cell; cells that are there are not measured again, but with
+--fresh. Left out is what needs more than 14 GB, or more than five minutes a step.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from notan.runs import machine
 OUT = Path(__file__).parent / "results" / "losses.json"
 D, TAU = 256, 0.05
 SIZES = (256, 1024, 4096, 16384, 65536)
-ROOM_GB = 14.0                                                          # contestants that need more are left out
+ROOM_GB, SECONDS = 14.0, 300.0                                          # contestants that need more are left out
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -76,6 +77,7 @@ def cached(q: Tensor, k: Tensor) -> Tensor:
     return loss.calculate_loss([list(q.split(32)), list(k.split(32))], with_backward=True)
 
 
+SLOW = {"sentence-transformers: cached": 6.5}                           # steps of how many floors, where it matters
 # name: (loss, bytes it needs at N, the package it comes from, the loss that it must equal)
 CONTESTANTS: dict[str, tuple[Loss, Callable[[int], float], str, Loss]] = {
     "notan: info_nce": (ours, lambda n: 0, "", dense),
@@ -151,13 +153,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--most", type=float, default=60.0, help="seconds of turns for each cell, one turn at least")
+    parser.add_argument("--fresh", action="store_true", help="measure every cell again")
     args = parser.parse_args()
-    spawn, rows = multiprocessing.get_context("spawn"), []
+    spawn, found = multiprocessing.get_context("spawn"), {"machine": describe(), "dim": D, "threads": 1, "tile": TILE}
+    rows = [] if args.fresh or not OUT.exists() else json.loads(OUT.read_text())["rows"]
     for n in args.sizes:
         for name, (_, room, package, _) in CONTESTANTS.items():
-            if (package and importlib.util.find_spec(package) is None) or room(n) > ROOM_GB * 2**30:
+            guess = 6e-11 * n * n * D                                   # seconds of a floor, about
+            absent = package and importlib.util.find_spec(package) is None
+            if absent or room(n) > ROOM_GB * 2**30 or guess * SLOW.get(name, 1.5) > SECONDS:
                 continue
-            guess = 6e-11 * n * n * D                                   # seconds of a turn, about
+            if any((r["loss"], r["n"]) == (name, n) for r in rows):
+                continue
             turns, box = max(1, min(101, round(args.most / (3 * guess)))), spawn.Queue()
             child = spawn.Process(target=measure, args=(name, n, turns, box))
             child.start()
@@ -170,10 +177,10 @@ def main() -> None:
                          "mb_added": round(added, 1)})
             print(f"N {n:6d}  {name:38s} {rows[-1]['seconds']:9.4f} s   {middle:5.2f} x three products "
                   f"({low:.2f} to {high:.2f})   +{added:,.0f} MB", flush=True)
-    found = {"machine": describe(), "dim": D, "threads": 1, "tile": TILE, "rows": rows, "exponents": exponents(rows)}
-    for name, (time_slope, memory_slope) in found["exponents"].items():
+            found |= {"rows": rows, "exponents": exponents(rows)}
+            OUT.write_text(json.dumps(found, indent=1) + "\n")
+    for name, (time_slope, memory_slope) in exponents(rows).items():
         print(f"{name:38s} seconds ~ N^{time_slope}   memory ~ N^{memory_slope}")
-    OUT.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def exponents(rows: list[dict]) -> dict[str, list[float]]:
