@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from notan.losses import fused
 from notan.losses.tiles import (
     Edit,
     Scaled,
@@ -49,10 +50,13 @@ class _Both(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, tau: Tensor, side: int) -> tuple[Tensor, Tensor]:
         a, b = inverse_lengths(q), inverse_lengths(k)
-        ctx.side, ctx.base = side, base_of(tau)
+        ctx.side, ctx.base = side, 1.0 if fused.pays(q, k) else base_of(tau)
         x, y = Scaled(q, a / tau * ctx.base), Scaled(k, b)
-        r, c = (s.empty(len(s)).fill_(-torch.inf) for s in (x, y))
-        _sums(x, y, r, c, None, side, ctx.base != 1)
+        if fused.pays(q, k):
+            r, c = fused.log_sums(x, y), fused.log_sums(y, x)
+        else:
+            r, c = (s.empty(len(s)).fill_(-torch.inf) for s in (x, y))
+            _sums(x, y, r, c, None, side, ctx.base != 1)
         ctx.save_for_backward(q, k, tau, a, b, r, c)
         own = torch.cat([(x[i] * y[i]).sum(1) for i in parts(len(x), side)]) / ctx.base
         return r - own, c - own
@@ -62,8 +66,11 @@ class _Both(torch.autograd.Function):
     def backward(ctx, g: Tensor, h: Tensor):
         q, k, tau, a, b, r, c = ctx.saved_tensors
         x, y = Scaled(q, a / tau * ctx.base), Scaled(k, b)
-        dx, dy = x.zeros(), y.zeros()
-        _gradients(x, y, dx, dy, finite(r), finite(c), g, h, None, ctx.side, ctx.base != 1)
+        if fused.pays(q, k):
+            dx, dy = fused.pulls(x, y, r, g, c, h), fused.pulls(y, x, c, h, r, g)
+        else:
+            dx, dy = x.zeros(), y.zeros()
+            _gradients(x, y, dx, dy, finite(r), finite(c), g, h, None, ctx.side, ctx.base != 1)
         for i in parts(len(x), ctx.side):
             w = (g + h)[i, None]
             dx[i] -= w * y[i]

@@ -3,7 +3,7 @@
 The logits of N queries against M keys are never there at once; they are made a tile at a time and thrown away. Where whole
 rows of logits fit a tile, the gradient is taken while the tile is there: three products of the size N M D in all, as many
 as with all logits in memory. Where the keys are too many for that, or the rows turn out to count unequally, the backward
-pass makes the tiles again: four products. Half precision is computed in float32.
+pass makes the tiles again: four products. Half precision is computed in float32; on a GPU see `fused`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from notan.errors import NotanError
+from notan.losses import fused
 
 TILE = 1 << 22                                                          # logits held at once: 16 MB in float32
 LEAST, WIDTH = 64, 2048                                                 # rows of a tile of whole rows; columns of one product
@@ -58,9 +59,10 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, tau: Tensor, positive: Tensor | None, edit: Edit | None, tile: int) -> Tensor:
         a, b = inverse_lengths(q), inverse_lengths(k)
-        base = base_of(tau) if edit is None else 1.0                    # an edit may add to logits
+        on_chip = edit is None and fused.pays(q, k)
+        base = base_of(tau) if edit is None and not on_chip else 1.0    # an edit may add to logits
         x, y = Scaled(q, a / tau * base), Scaled(k, b)
-        ahead = any(ctx.needs_input_grad) and len(k) * min(LEAST, len(q)) <= tile
+        ahead = any(ctx.needs_input_grad) and not on_chip and len(k) * min(LEAST, len(q)) <= tile
         lse, own, dx, dy = (whole_rows if ahead else online)(x, y, positive, edit, tile, base)
         ctx.positive, ctx.edit, ctx.tile, ctx.base = positive, edit, tile, base
         ctx.ahead = (dx, dy)                                            # for one backward pass, which writes over it
@@ -149,7 +151,10 @@ def whole_rows(x: Scaled, y: Scaled, positive: Tensor | None, edit: Edit | None,
 def online(x: Scaled, y: Scaled, positive: Tensor | None, edit: Edit | None, tile: int,
            base: float) -> tuple[Tensor, Tensor, None, None]:
     """log-sum-exp of each row and its positive's logit or 0, from tiles that hold a part of a row."""
-    lse, own = x.empty(len(x)).fill_(-torch.inf), x.empty(len(x)).zero_()
+    own = x.empty(len(x)).zero_() if positive is None else paired(x, y, positive) / base
+    if edit is None and fused.pays(x.x, y.x):
+        return fused.log_sums(x, y), own, None, None
+    lse = x.empty(len(x)).fill_(-torch.inf)
     n = max(1, tile // WIDTH)
     room = x.empty(min(n, len(x)) * min(WIDTH, len(y)))
     for rows in parts(len(x), n):
@@ -157,15 +162,31 @@ def online(x: Scaled, y: Scaled, positive: Tensor | None, edit: Edit | None, til
         for columns in parts(len(y), WIDTH):
             s = made(xi, y[columns], edit, rows, columns, room)
             lse[rows] = torch.logaddexp(lse[rows], s.logsumexp(1) if base == 1 else s.exp2_().sum(1).log_())
-        if positive is not None:
-            own[rows] = (xi * y[positive[rows]]).sum(1) / base
     return lse, own, None, None
+
+
+def paired(x: Scaled, y: Scaled, positive: Tensor) -> Tensor:
+    """Logits of positives: (N,)."""
+    return torch.cat([x.empty(0), *((x[i] * y[positive[i]]).sum(1) for i in parts(len(x), WIDTH))])
 
 
 def gradients(x: Scaled, y: Scaled, lse: Tensor, g: Tensor, positive: Tensor | None, edit: Edit | None,
               tile: int, base: float) -> tuple[Tensor, Tensor]:
     """The gradients of the sum of g_i (lse_i - own_i) with respect to x / base and y."""
-    dx, dy, lse = x.zeros(), y.zeros(), finite(lse)
+    if edit is None and fused.pays(x.x, y.x):
+        dx, dy = fused.pulls(x, y, lse, g, None, None), fused.pulls(y, x, None, None, lse, g)
+    else:
+        dx, dy = pulls(x, y, finite(lse), g, edit, tile, base)
+    if positive is not None:
+        for rows in parts(len(x), WIDTH):
+            dx[rows] -= y[positive[rows]] * g[rows, None]
+            dy.index_add_(0, positive[rows], x[rows] * g[rows, None], alpha=-1 / base)
+    return dx, dy
+
+
+def pulls(x: Scaled, y: Scaled, lse: Tensor, g: Tensor, edit: Edit | None, tile: int, base: float) -> tuple[Tensor, Tensor]:
+    """The gradients of the sum of g_i lse_i with respect to x / base and y."""
+    dx, dy = x.zeros(), y.zeros()
     count = g if base == 1 else (-lse).exp() * g
     n = max(1, tile // WIDTH)
     room = x.empty(min(n, len(x)) * min(WIDTH, len(y)))
@@ -177,9 +198,6 @@ def gradients(x: Scaled, y: Scaled, lse: Tensor, g: Tensor, positive: Tensor | N
             p = (s.sub_(lse[rows, None]).exp_() if base == 1 else s.exp2_()).mul_(count[rows, None])
             d.addmm_(p, yj)
             dy[columns].addmm_(p.T, xi, alpha=1 / base)
-        if positive is not None:
-            d -= y[positive[rows]] * g[rows, None]
-            dy.index_add_(0, positive[rows], xi * g[rows, None], alpha=-1 / base)
     return dx, dy
 
 
