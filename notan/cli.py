@@ -15,7 +15,7 @@ COMMANDS = {
     "list": "every method: what it needs, what it claims, what we measured",
     "compare": "which of these methods helps on my data? equal budgets, several seeds, one protocol",
     "train": "one method -> a run folder",
-    "probe": "how good is an encoder: ridge, k-NN, logistic, few-shot, regression, fine-tuning, segmentation",
+    "probe": "how good is an encoder: ridge, k-NN, logistic, few-shot, regression, retrieval, zero-shot, fine-tuning, ...",
     "embed": "a table of embeddings from a run or any Hugging Face encoder",
     "decode": "contrastive decoding on any Hugging Face model of words, or words and pictures, beside greedy",
     "inspect": "what is inside a model: a paper's measure of it, as numbers and figures",
@@ -122,6 +122,13 @@ def _train_flags(p: argparse.ArgumentParser, argv: list[str]) -> None:
     g.add_argument("--compile", action="store_true", help="torch.compile the step")
     g.add_argument("--probe-every", type=int, metavar="STEPS", help="online probe")
     _named_flags(p, argv, "train", catalogue.methods())
+    named = [a for a in argv[1:] if a in catalogue.methods()] if argv[:1] == ["train"] else []
+    entry = catalogue.method(named[0]) if named else None
+    for tower in entry.towers if entry is not None and len(entry.towers) > 1 else ():
+        if tower.name != "encoder":
+            p.add_argument(f"--{tower.name.replace('_', '-')}", dest=f"tower_{tower.name}", metavar=tower.annotation,
+                           help="as --encoder, of this part of the method" + (
+                               "; text:dim=256,depth=4 | hf:NAME | a folder" if tower.annotation == "TextEncoder" else ""))
 
 
 def _named_flags(p: argparse.ArgumentParser, argv: list[str], command: str, entries: dict[str, catalogue.Entry]) -> None:
@@ -169,8 +176,13 @@ def _compare_flags(p: argparse.ArgumentParser) -> None:
 
 def _probe_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("run", metavar="RUN", help="a run folder, an encoder folder, or hf:NAME")
-    p.add_argument("--protocol", action="append", help="repeatable (default: ridge and knn; regression of targets)",
-                   choices=["ridge", "knn", "logistic", "fewshot", "regression", "attributes", "finetune", "segmentation"])
+    p.add_argument("--protocol", action="append",
+                   help="repeatable (default: ridge and knn; regression of targets; of pictures with texts retrieval, "
+                        "zeroshot and ridge)",
+                   choices=["ridge", "knn", "logistic", "fewshot", "regression", "attributes", "retrieval", "zeroshot",
+                            "finetune", "segmentation"])
+    p.add_argument("--prompt", action="append", metavar="'a picture of {}'",
+                   help="repeatable: for zeroshot, {} is a class's name")
     p.add_argument("--rows", type=int, default=10_000, help="most labelled rows (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -239,6 +251,12 @@ def _list_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("what", nargs="?", choices=["methods", "data", "claims"], default="methods")
 
 
+def _towers(args: argparse.Namespace) -> str | dict[str, str] | None:
+    """What is asked for the towers: of a method with several a dict, as far as they are named."""
+    named = {name.removeprefix("tower_"): spec for name, spec in vars(args).items() if name.startswith("tower_") and spec}
+    return {**named, **({"encoder": args.encoder} if args.encoder else {})} if named else args.encoder
+
+
 def _train(args: argparse.Namespace) -> None:
     from notan.runs.train import train, train_config
 
@@ -249,7 +267,7 @@ def _train(args: argparse.Namespace) -> None:
             raise NotanError("no method was named", "notan train METHOD --data DATA", "see `notan list`")
         entry = catalogue.method(args.method)
         run = train(args.method, args.data, out=args.out, seed=args.seed, steps=args.steps, epochs=args.epochs,
-                    minutes=args.minutes, batch=args.batch, lr=args.lr, encoder=args.encoder, recipe=args.recipe,
+                    minutes=args.minutes, batch=args.batch, lr=args.lr, encoder=_towers(args), recipe=args.recipe,
                     precision=args.precision, micro_batch=args.micro_batch, accumulate=args.accumulate,
                     clip=args.clip, compile=args.compile, threads=args.threads, resume=not args.fresh,
                     probe_every=args.probe_every, settings=_settings(args, entry), data_options=_data_options(args),
@@ -289,8 +307,9 @@ def _compare_decoding(args: argparse.Namespace) -> None:
 def _probe(args: argparse.Namespace) -> None:
     from notan.runs.probe import print_results, probe
 
+    prompts = {"prompts": args.prompt} if args.prompt else {}
     results = probe(args.run, args.data, protocols=args.protocol, rows=args.rows, seed=args.seed,
-                    data_options=_data_options(args))
+                    data_options=_data_options(args), **prompts)
     print(json.dumps(results, indent=2)) if args.json else print_results(results, _console())
 
 

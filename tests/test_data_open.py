@@ -329,3 +329,41 @@ def test_blank_texts_are_counted_and_a_column_of_them_is_refused(tmp_path):
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(row | {"query": ""}) + "\n" for row in rows))
     with pytest.raises(NotanError, match="column 'query' of all is blank in every row"):
         open_data(tmp_path / "all.jsonl")
+
+
+def captioned(root, texts, splits=("",)):
+    for part in splits:
+        for i, text in enumerate(texts):
+            picture(root / part / f"{i}.png", seed=i)
+            if text is not None:
+                (root / part / f"{i}.txt").write_text(text, encoding="utf-8")
+    return root
+
+
+def test_texts_beside_pictures_are_their_captions(tmp_path):
+    one = open_data(captioned(tmp_path / "one", [f"Bild {i} 光\n\n" for i in range(10)]))
+    batch = one.train.take(np.arange(len(one.train)))
+    assert one.info.columns == ("image", "text")
+    assert [one.train.name(i).removesuffix(".png") for i in range(len(one.train))] == [t.split()[1] for t in batch["text"]]
+    some = open_data(captioned(tmp_path / "some", ["a\nb", "c", *"defghij"], splits=("train", "test")))
+    assert some.train.take(np.arange(2))["captions"] == [["a", "b"], ["c"]] and "captions" in some.test.columns
+
+
+@pytest.mark.parametrize("texts, said", [
+    (["a", "b", None, "d"], r"1 of 4 pictures .*2\.txt is missing"), (["a", " \n", "c", "d"], r"1 of 4 caption files .*1\.txt"),
+])
+def test_captions_that_are_not_there_are_named(tmp_path, texts, said):
+    with pytest.raises(NotanError, match=said):
+        open_data(captioned(tmp_path / "data", texts))
+
+
+def test_a_changed_caption_changes_the_data_and_a_few_texts_are_no_captions(tmp_path):
+    root = captioned(tmp_path / "data", list("abcd"))
+    before = open_data(root).fingerprint
+    (root / "1.txt").write_text("another", encoding="utf-8")
+    assert open_data(root).fingerprint != before
+    few = open_data(captioned(tmp_path / "few", ["a", None, None, None]))
+    assert few.info.columns == ("image",) and any("too few to be captions" in note for note in few.notes)
+    (root / "1.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(NotanError, match=r"1\.txt cannot be read"):
+        open_data(root)

@@ -1,4 +1,4 @@
-"""Folders: pictures by class, with or without train/ and test/; or tables in a folder."""
+"""Folders: pictures by class, with or without train/ and test/, with or without a text beside each; or tables in a folder."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def pick_splits(names: list[str]) -> tuple[str, str]:
 def read_pictures(root: Path) -> Raw:
     """A folder of pictures: the first folder below the root (or below train/, test/) is the class.
 
-    Pictures without class folders have no label. Raises NotanError when there are no pictures.
+    Pictures without class folders have no label. Where texts lie beside them (cat.jpg, cat.txt) these are their captions, one a
+    line: `captions` where some file has several, else `text`. Raises NotanError when there are no pictures, or when some of them
+    lack the text that most have.
     """
     folders, notes = split_folders(root)
     files = {name: picture_files(folder)[0] for name, folder in folders.items()}
@@ -71,9 +73,47 @@ def read_pictures(root: Path) -> Raw:
         splits[name] = {"image": Files(used, root)}
         if classes:
             splits[name]["label"] = np.array([classes.index(_class(p, folders[name])) for p in used], dtype=np.int64)
+    beside = _add_captions(splits, root, notes)
     ids = np.array([keys.word(os.path.relpath(p, root)) for p in splits["train"]["image"].paths], dtype=np.int64)
-    stamp = stamp_of([p for split in splits.values() for p in split["image"].paths])
+    stamp = stamp_of([p for split in splits.values() for p in split["image"].paths] + beside)
     return Raw(root.name, splits["train"], splits.get("test"), tuple(classes), notes, ids, stamp)
+
+
+def _add_captions(splits: dict[str, dict[str, Any]], root: Path, notes: list[str]) -> list[str]:
+    """Put the texts that lie beside pictures into the splits, and return their files; none where few pictures have one."""
+    wanted = {name: [os.path.splitext(p)[0] + ".txt" for p in split["image"].paths] for name, split in splits.items()}
+    every = [path for paths in wanted.values() for path in paths]
+    there = [path for path in every if os.path.exists(path)]
+    if 2 * len(there) < len(every):
+        if there:
+            first = os.path.relpath(there[0], root)
+            notes.append(f"{len(there):,} of {len(every):,} pictures have a text beside them ({first} ...): too few to be "
+                         "captions, so they are not read.")  # fmt: skip
+        return []
+    if len(there) < len(every):
+        lacking = sorted(set(every) - set(there))
+        raise NotanError(f"{len(lacking):,} of {len(every):,} pictures of {root} have no caption (first: "
+                         f"{os.path.relpath(lacking[0], root)} is missing)", "a .txt of the same name beside every picture",
+                         "write them, or move these pictures elsewhere")  # fmt: skip
+    said = {name: [_lines(path) for path in paths] for name, paths in wanted.items()}
+    empty = [path for name, paths in wanted.items() for path, lines in zip(paths, said[name]) if not lines]
+    if empty:
+        raise NotanError(f"{len(empty):,} of {len(every):,} caption files of {root} are empty (first: "
+                         f"{os.path.relpath(empty[0], root)})", "a caption in each",
+                         "write them, or move these pictures elsewhere")  # fmt: skip
+    several = any(len(lines) > 1 for texts in said.values() for lines in texts)
+    for name, texts in said.items():
+        splits[name]["captions" if several else "text"] = texts if several else [lines[0] for lines in texts]
+    return every
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a text file that are not blank."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return [line.strip() for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotanError(f"{path} cannot be read ({error})", "a text in UTF-8", "repair or remove it") from error
 
 
 def _class(path: str, root: Path) -> str:

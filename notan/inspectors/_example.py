@@ -56,6 +56,27 @@ def pictures() -> list[dict]:
     return [{k: v[:12] for k, v in whole.items()}, {k: v[12:] for k, v in whole.items()}]
 
 
+class Paired(nn.Module):
+    """Pictures and texts in one space: linear layers on pixels and on counts of letters."""
+
+    def __init__(self, dim: int = 6) -> None:
+        super().__init__()
+        self.image, self.text = nn.Linear(3 * 8 * 8, dim), nn.Linear(128, dim)
+
+    def encode(self, batch: dict) -> dict[str, Tensor]:
+        counts = torch.zeros(len(batch["text"]), 128, dtype=self.text.weight.dtype)
+        for row, text in zip(counts, batch["text"]):
+            for c in text:
+                row[ord(c) % 128] += 1
+        return {"image": self.image(batch["image"].to(counts.dtype).flatten(1) / 255), "text": self.text(counts)}
+
+
+def captioned() -> list[dict]:
+    """The pictures of `pictures`, each with a text."""
+    return [{**batch, "text": [f"picture {'abc'[int(c)]} of row {int(r)}" for c, r in zip(batch["label"], batch["row"])]}
+            for batch in pictures()]
+
+
 class Gated(Bright):
     """The same with Hydra's gates of three classes."""
 

@@ -100,6 +100,13 @@ def evenness(z: Tensor, *, t: float) -> Tensor:
     return rows.logsumexp(0) - math.log(len(keys) * (len(keys) - 1))
 
 
+def evenness_between(x: Tensor, y: Tensor, *, t: float) -> Tensor:
+    """log of the mean over i != j of exp(-t |x_i - y_j|^2), of the pairs (n, D) twice of all ranks: ()."""
+    keys = world.gather(y)
+    rows = world.gather(kernel_log_sums(x, keys, t=t, exclude=_own(x, len(keys))))
+    return rows.logsumexp(0) - math.log(len(keys) * (len(keys) - 1))
+
+
 def negative_entropy(z: Tensor, *, t: float) -> Tensor:
     """Minus the entropy of the rows (n, D) of all ranks by Gaussian kernels, themselves included: (), from -log N to 0."""
     keys = world.gather(z)

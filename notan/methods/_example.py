@@ -32,6 +32,20 @@ def texts(rows: int) -> dict[str, Any]:
     return {"text": text, "label": row % 3, "row": row, "key": fold(row, 7)}
 
 
+def captioned(rows: int) -> dict[str, Any]:
+    """The pictures of `images` with three captions each."""
+    said = texts(rows + 2)["text"]
+    return {**images(rows), "captions": [said[i : i + 3] for i in range(rows)]}
+
+
+def tiny_text_encoder() -> Any:
+    """A text tower of two layers around a tokenizer of all bytes and a few pairs of them."""
+    from notan.nets.language import new_tokenizer
+    from notan.nets.text import TextTransformer
+
+    return TextTransformer(new_tokenizer(texts(16)["text"], vocabulary=280, context=32), dim=32, depth=2, heads=2, context=16)
+
+
 def tiny_language_model() -> Any:
     """GPT-2 of two layers around a tokenizer of all bytes and a few pairs of them."""
     from notan.nets.language import gpt2, new_tokenizer

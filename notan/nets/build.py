@@ -18,10 +18,11 @@ from notan.nets.hub import HubEncoder, from_hub, rebuild
 from notan.nets.language import pretrained, save_language
 from notan.nets.mlp import MLP
 from notan.nets.numbers import Series, Table
-from notan.nets.protocols import Encoder, LanguageModel, NumberEncoder
+from notan.nets.protocols import Encoder, LanguageModel, NumberEncoder, TextEncoder
 from notan.nets.resnet import DEPTHS, ResNet
 from notan.nets.spec import parse
 from notan.nets.stages import Stages
+from notan.nets.text import load_text, save_text
 from notan.nets.vit import ViT
 
 if TYPE_CHECKING:
@@ -75,10 +76,10 @@ def build_encoder(spec: str | dict[str, Any], info: DataInfo | None = None) -> A
     return make(**settings)
 
 
-def save_encoder(encoder: Encoder | LanguageModel, folder: str | Path) -> None:
+def save_encoder(encoder: Encoder | LanguageModel | TextEncoder, folder: str | Path) -> None:
     """Write `config.json` and `model.safetensors` into `folder`; each file appears whole or not at all.
 
-    A language model is written with its tokenizer, as `transformers` reads both.
+    A language model is written with its tokenizer, as `transformers` reads both; a text encoder with its tokenizer.
     """
     from safetensors.torch import save
 
@@ -87,6 +88,9 @@ def save_encoder(encoder: Encoder | LanguageModel, folder: str | Path) -> None:
     if isinstance(encoder, LanguageModel):
         save_language(encoder, folder)
         return
+    if isinstance(encoder, TextEncoder):
+        save_text(encoder, folder)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
     _replace(folder / "model.safetensors", save(weights, {"format": "pt"}))
@@ -94,8 +98,8 @@ def save_encoder(encoder: Encoder | LanguageModel, folder: str | Path) -> None:
 
 
 def load_encoder(folder: str | Path) -> Any:
-    """The encoder or language model saved in `folder`, in a run's `encoder/` or `model/`, or in a folder that `transformers`
-    wrote; in eval mode.
+    """The encoder, text encoder or language model saved in `folder`, in a run's `encoder/` or `model/`, or in a folder that
+    `transformers` wrote; in eval mode.
     """
     folder = Path(folder)
     folder = next((folder / name for name in ("encoder", "model") if (folder / name / "config.json").exists()), folder)
@@ -106,6 +110,8 @@ def load_encoder(folder: str | Path) -> Any:
         config = json.loads((folder / "config.json").read_text())
     except json.JSONDecodeError as error:
         raise NotanError(f"{folder / 'config.json'} is not JSON: {error}", fix="save the encoder again") from None
+    if config.get("name") in ("text", "hf-text"):
+        return load_text(folder)
     if "model_type" in config and (folder / "tokenizer_config.json").exists():
         return pretrained(str(folder)).eval()
     if "model_type" in config and "name" not in config:

@@ -106,3 +106,27 @@ class LanguageModel(Protocol):
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]: ...        # (B, T) -> (B, T, V), (B, T, D)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Texts to features, with a tokenizer of its own.
+
+    `tokens` gives ids and pad (B, T), True at padding, cut to `context`; `forward(ids, pad)` their states (B, T, D) and `pool`
+    what a text is of them. `config` rebuilds the module around its tokenizer (`nets.text.build_text`), without its weights.
+    """
+
+    dim: int
+    context: int                                                        # most tokens it reads
+    config: dict[str, Any]
+    tokenizer: Any
+
+    def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]: ...    # ids, pad: (B, T)
+
+    def forward(self, ids: Tensor, pad: Tensor | None = None) -> Tensor: ...   # (B, T) -> (B, T, D)
+
+    def pool(self, states: Tensor, pad: Tensor) -> Tensor: ...          # (B, T, D) -> (B, D)
+
+    def features(self, texts: list[str]) -> Tensor: ...                 # (B, D)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...

@@ -20,11 +20,11 @@ from notan.views.masks import keep_indices
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused qkv matrix."""
+    """Multi-head self-attention with one fused qkv matrix. causal: no token sees those after it."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, *, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
@@ -32,7 +32,7 @@ class Attention(nn.Module):
         B, L, D = x.shape
         qkv = self.qkv(x).view(B, L, 3, self.heads, D // self.heads)
         q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))            # 3 x (B, heads, L, D / heads)
-        y = attention(q, k, v)
+        y = attention(q, k, v, causal=self.causal)
         return self.proj(y.transpose(1, 2).reshape(B, L, D))
 
     def tail(self, x: Tensor, last: int) -> Tensor:                     # (B, L, D) -> (B, last, D)
@@ -61,12 +61,12 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """x + Attention(norm(x)), then x + MLP(norm(x))."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, *, causal: bool = False) -> None:
         super().__init__()
         if dim % heads:
             raise NotanError(f"a width of {dim} with {heads} heads", "a width that heads divide", "change dim or heads")
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, heads)
+        self.attn = Attention(dim, heads, causal=causal)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
@@ -170,16 +170,19 @@ class ViT(nn.Module):
         return self(pixels)[:, 1:].transpose(1, 2).unflatten(2, self.grid)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, *, causal: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(d)) v with dropout on the weights; q (B, heads, L, d), k and v (B, heads, M, d), to q's shape.
 
+    causal: token i of q sees tokens 0 to i of k, of which there are as many.
     torch's fused kernel, but for bfloat16 on CPU: its backward there takes several times as long as these products.
     """
     if q.dtype != torch.bfloat16 or q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
     B = q.shape[0]
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)         # (B * heads, L, d)
     logits = torch.baddbmm(q.new_empty(1, 1, 1), q, k.mT, beta=0, alpha=q.shape[2] ** -0.5)
+    if causal:
+        logits = logits + torch.full_like(logits[0], -torch.inf).triu(1)
     weights = F.dropout(logits.softmax(2), dropout)
     return torch.bmm(weights, v).unflatten(0, (B, -1))
 

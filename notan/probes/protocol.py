@@ -27,7 +27,7 @@ class Protocol:
     def __str__(self) -> str:
         parts = [
             f"{self.name}" + (f" (k={self.k})" if self.k else ""),
-            f"fitted on {self.n_train:,} labelled rows",
+            *([f"fitted on {self.n_train:,} labelled rows"] if self.n_train else []),
             f"scored on {self.n_test:,} rows of {self.split}",
         ]
         parts += [f"seeds {', '.join(map(str, self.seeds))}"] if self.seeds else []

@@ -18,6 +18,7 @@ from notan.nets import protocols
 from notan.nets.build import build_encoder
 from notan.nets.language import build_language, new_tokenizer
 from notan.nets.spec import parse
+from notan.nets.text import build_text
 from notan.runs.config import Config
 
 TEXTS = 4096                                                            # that a tokenizer is made from
@@ -56,7 +57,8 @@ def make_tokenizers(config: Config, data: Data, home: Path) -> None:
         batch = data.train.take(index)
         for name in wanting:
             _, options = parse(config.towers[name])
-            made = new_tokenizer([text for c in words for text in batch[c]], options.get("vocabulary", 2000),
+            texts = [text for c in words for cell in batch[c] for text in ([cell] if isinstance(cell, str) else cell)]
+            made = new_tokenizer(texts, options.get("vocabulary", 2000),
                                  options.get("context", 256))
             made.save_pretrained(home / name)
     world.barrier()
@@ -79,14 +81,15 @@ def info_from(record: dict[str, Any]) -> DataInfo:
 
 def _tower(config: Config, asked: catalogue.Parameter, info: DataInfo, home: Path | None) -> nn.Module:
     spec = config.towers[asked.name]
-    if not is_language(asked):
+    build = build_language if is_language(asked) else build_text if reads_texts(asked) else None
+    if build is None:
         return build_encoder(spec, info)
     if home is not None and (home / "config.yaml").exists() and (home / asked.name / "config.json").exists():
-        return build_language(f"hf:{home / asked.name}")                # a finished run has all it needs
+        return build(f"hf:{home / asked.name}" if is_language(asked) else str(home / asked.name))      # a finished run has all
     if home is not None and _wants_tokenizer(spec, asked):
         name, options = parse(spec)
         spec = {"name": name, **options, "tokenizer": str(home / asked.name)}
-    return build_language(spec)
+    return build(spec)
 
 
 def is_language(asked: catalogue.Parameter) -> bool:
@@ -94,12 +97,18 @@ def is_language(asked: catalogue.Parameter) -> bool:
     return asked.annotation.rsplit(".", 1)[-1] == "LanguageModel"
 
 
+def reads_texts(asked: catalogue.Parameter) -> bool:
+    """Whether a tower is a text encoder."""
+    return asked.annotation.rsplit(".", 1)[-1] == "TextEncoder"
+
+
 def _wants_tokenizer(spec: Any, asked: catalogue.Parameter) -> bool:
-    """Whether `spec` is a language model with fresh weights and no tokenizer of its own."""
-    if not is_language(asked) or (isinstance(spec, str) and (spec.startswith("hf:") or Path(spec).is_dir())):
+    """Whether `spec` is a language model or a text encoder with fresh weights and no tokenizer of its own."""
+    ready = isinstance(spec, str) and (spec.startswith("hf:") or Path(spec).is_dir())
+    if ready or not (is_language(asked) or reads_texts(asked)):
         return False
     name, options = parse(spec)
-    return name == "gpt2" and "tokenizer" not in options
+    return name in ("gpt2", "text") and "tokenizer" not in options
 
 
 def _check_kind(config: Config, tower: nn.Module, asked: catalogue.Parameter) -> None:

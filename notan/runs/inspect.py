@@ -93,16 +93,16 @@ def batches_of(data: str | Path, needs: Sequence[str], most: int, options: dict[
         splits = [Rows({"text": _texts(Path(data))})]
     else:
         opened = open_data(data, **options)
-        splits = [opened.train, opened.test] if "text" in needs else [opened.test]
-    if missing := [column for column in needs if column not in splits[0].columns]:
+        splits = [opened.train, opened.test] if needs == ["text"] else [opened.test]
+    if missing := [need for need in needs if set(need.split(" or ")).isdisjoint(splits[0].columns)]:
         raise NotanError(f"{data} has no column {missing[0]!r}, only {', '.join(splits[0].columns)}",
-                         f"the columns {', '.join(needs)}", f"--column THEIRS={missing[0]}")
+                         f"the columns {', '.join(needs)}", f"--column THEIRS={missing[0].split(' or ')[0]}")
     parts, left = [], most
     for rows in splits:
         index = keys.shuffle(0, 0, len(rows))[:left]
         parts.append((rows, index))
         left -= len(index)
-    return Batches(parts, 16 if "text" in needs else 256)
+    return Batches(parts, 16 if needs == ["text"] else 256)
 
 
 def _texts(path: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from notan import catalogue
 from notan.data import Data, keys, open_data
 from notan.errors import NotanError, did_you_mean
 from notan.probes.attributes import attribute_pairs
@@ -18,24 +20,34 @@ from notan.probes.finetune import finetune
 from notan.probes.knn import knn_cosine, knn_euclidean
 from notan.probes.logistic import logistic
 from notan.probes.regression import fragmentation, ordering, regression
+from notan.probes.retrieval import retrieval
 from notan.probes.ridge import ridge
 from notan.probes.segmentation import segmentation
+from notan.probes.zero_shot import PROMPTS, class_features, zero_shot
 from notan.runs import study
+from notan.runs.build import reads_texts
 from notan.runs.embed import encoding, features_by_name, fitted, load_tower
 from notan.runs.folder import Run
+from notan.runs.watch import probed
 
-PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "regression", "attributes", "finetune", "segmentation")
+PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "regression", "attributes", "retrieval", "zeroshot", "finetune",
+             "segmentation")
 FROZEN = {"label": ("ridge", "knn", "logistic", "fewshot"), "target": ("regression",)}           # by what they need
 FORMS = {"miou": "mIoU {miou:.3f}", "accuracy": "accuracy {accuracy:.3f}",
          "rmse": "MAE {mae:.4g}, RMSE {rmse:.4g}, R² {r2:.3f}, Spearman {spearman:.3f}, geometric mean of errors {gm:.4g}; order "
                  "of features {ordering:.3f} (1: by target), neighbours' gap {fragmentation:.3f} (1: any two rows')",
-         "mae": "MAE {mae:.4g}"}
+         "mae": "MAE {mae:.4g}",
+         "r1": "R@1 {r1:.3f}, R@5 {r5:.3f}, R@10 {r10:.3f}, mAP {map:.3f}, mINP {minp:.3f}, median rank {median:.0f}   (R@1 by "
+               "chance {chance:.4f})"}
 
 
 def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[str] | None = None, rows: int = 10_000,
-          seed: int = 0, data_options: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+          seed: int = 0, prompts: Sequence[str] = PROMPTS,
+          data_options: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """Measure a run, an encoder folder or "hf:NAME" on `data` (default: what the run was trained on).
 
+    prompts: for zero-shot classes, with {} where a class's name goes. Without `protocols` a method of pictures and texts is
+    measured by retrieval where there are captions and by zeroshot where there are classes, others by ridge and k-NN.
     Returns protocol -> its result (`accuracy`, `mae` or `miou`, `n`, `protocol` as a sentence, ...). At most `rows` rows of each
     split are used, chosen by key. Raises `NotanError` for an unknown protocol, or data without what a protocol needs.
     """
@@ -43,8 +55,7 @@ def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[st
         if name not in PROTOCOLS:
             raise NotanError(f"there is no protocol {name!r}", ", ".join(PROTOCOLS), did_you_mean(name, PROTOCOLS))
     opened = open_data(_data(run, data), **(data_options or {}))
-    about = study.column_of(opened) if protocols is None else ""
-    asked = protocols or (["regression"] if about == "target" else ["ridge", "knn"])
+    asked = protocols or _fitting(run, opened)
     results: dict[str, dict[str, Any]] = {}
     if "segmentation" in asked:
         results["segmentation"] = _segment(run, opened, rows)
@@ -52,6 +63,8 @@ def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[st
         results["finetune"] = _finetune(run, opened, rows, seed)
     if "attributes" in asked:
         results |= _attributes(run, opened, rows)
+    if "retrieval" in asked or "zeroshot" in asked:
+        results |= _by_words(run, opened, rows, asked, prompts)
     features = None
     for column, names in FROZEN.items():
         if rest := [name for name in asked if name in names]:
@@ -67,7 +80,7 @@ def print_results(results: dict[str, dict[str, Any]], console: Any) -> None:
     """One line a protocol, and below it what was done."""
     for name, r in results.items():
         value = next(form.format(**r) for key, form in FORMS.items() if key in r)
-        value += f"   (chance {r['chance']:.3f}, most frequent class {r['majority']:.3f})" if "chance" in r else ""
+        value += f"   (chance {r['chance']:.3f}, most frequent class {r['majority']:.3f})" if "majority" in r else ""
         console.print(f"{name}: {value}", style="bold")
         for shot, group in r.get("groups", {}).items():
             console.print(f"  {shot}-shot: MAE {group['mae']:.4g}, geometric mean {group['gm']:.4g}, {group['n']:,} rows",
@@ -105,6 +118,65 @@ def _attributes(run: str | Path, data: Data, rows: int) -> dict[str, dict[str, A
         spaces.append({name.removeprefix("feature_"): z for name, z in found.items()})
         known.append(torch.from_numpy(split.values("attributes")[index]))
     return attribute_pairs(spaces[0], known[0], spaces[1], known[1])
+
+
+def _fitting(run: str | Path, data: Data) -> list[str]:
+    """The protocols that suit a run and its data."""
+    words = {"text", "captions"} & {*data.info.columns}
+    if words and "image" in data.info.columns and reads_both(run):
+        return ["retrieval", *(["zeroshot", "ridge"] if data.info.classes else [])]
+    return ["regression"] if study.column_of(data) == "target" else ["ridge", "knn"]
+
+
+def reads_both(run: str | Path) -> bool:
+    """Whether a run's method brings pictures and texts to one space."""
+    if not (Path(run) / "config.yaml").exists():
+        return False
+    return any(reads_texts(tower) for tower in catalogue.method(Run(run).settings.method).towers)
+
+
+def _by_words(run: str | Path, data: Data, rows: int, asked: list[str], prompts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Pictures and captions of the test split that find each other, and classes by their names."""
+    if not reads_both(run):
+        raise NotanError(f"{run} has no space that pictures and texts share", "a run of a method of both, such as clip",
+                         "--protocol ridge, knn, ...")
+    encode, index = encoding(run), keys.shuffle(0, 0, len(data.test))[:rows]
+    images = extract(lambda batch: probed(encode(without_words(batch))), data.test, index)
+
+    def read(texts: list[str]) -> Tensor:
+        with torch.inference_mode():
+            parts: list[Any] = [encode({"text": texts[i : i + 512]}) for i in range(0, len(texts), 512)]
+            return torch.cat([part["text"].float().cpu() for part in parts])
+
+    found: dict[str, dict[str, Any]] = {}
+    if "retrieval" in asked:
+        said = captions(data, index)
+        texts = list(dict.fromkeys(text for every in said for text in every))
+        number = {text: i for i, text in enumerate(texts)}
+        pairs = torch.tensor([(i, number[text]) for i, every in enumerate(said) for text in dict.fromkeys(every)])
+        z, notes = read(texts), "equal captions are one, and belong to each of their pictures"
+        found = {"picture to text": retrieval(images, z, pairs, notes=notes),
+                 "text to picture": retrieval(z, images, pairs.flip(1), notes=notes)}
+    if "zeroshot" in asked:
+        chosen = study.rowset(data, rows, "label")
+        classes = class_features(read, data.info.classes, prompts)
+        found["zero-shot"] = zero_shot(images, chosen.test_y, classes, notes="prompts " + "; ".join(map(repr, prompts)))
+    return found
+
+
+def captions(data: Data, index: np.ndarray) -> list[list[str]]:
+    """All captions of some test rows. Raises `NotanError` for data without."""
+    batch = data.test.take(index)
+    if "captions" in batch:
+        return batch["captions"]
+    if "text" not in batch:
+        raise NotanError(f"{data.info.name} has the columns {', '.join(data.info.columns)}", "captions: text or captions",
+                         "--column THEIRS=text")
+    return [[text] for text in batch["text"]]
+
+
+def without_words(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in batch.items() if name not in ("text", "captions")}
 
 
 def _finetune(run: str | Path, data: Data, rows: int, seed: int) -> dict[str, Any]:

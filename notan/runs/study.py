@@ -20,7 +20,7 @@ from notan.probes.ridge import ridge
 from notan.runs.statistics import paired as paired
 from notan.runs.statistics import verdict as verdict
 from notan.runs.table import render_table as render_table
-from notan.runs.watch import ABOUT, side_by_side
+from notan.runs.watch import ABOUT, probed
 
 SIZES = (100, 300, 1_000, 3_000)  # numbers of labels, before all of them
 MAP_ROWS = 600  # points of an embedding map
@@ -88,7 +88,7 @@ def embed(encode: Callable[[dict[str, Any]], Any], data: Any, rows: Rowset) -> t
     A module whose method `encode` is must be in eval mode already, as `Run.method()` gives it.
     """
     def one(batch: dict[str, Any]) -> Tensor:
-        return side_by_side(encode(batch))
+        return probed(encode(batch))
 
     return extract(one, data.train, rows.train), extract(one, data.test, rows.test)
 

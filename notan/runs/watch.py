@@ -64,7 +64,7 @@ def features(method: nn.Module, rows: Any, index: np.ndarray, device: torch.devi
     method.eval()
     try:
         with torch.no_grad():
-            return side_by_side(method.encode(to_device(batch, device))).float().cpu()       # type: ignore[operator]
+            return probed(method.encode(to_device(batch, device))).float().cpu()       # type: ignore[operator]
     finally:
         method.train()
 
@@ -81,7 +81,7 @@ def online_probe(method: nn.Module, data: Data, device: torch.device) -> dict[st
     try:
         for rows in (data.train, data.test):
             index = _some(len(rows), PROBED)
-            z = extract(lambda batch: side_by_side(method.encode(batch)), rows, index, device=device)  # type: ignore[operator]
+            z = extract(lambda batch: probed(method.encode(batch)), rows, index, device=device)  # type: ignore[operator]
             sides += [z, torch.from_numpy(rows.values(column)[index])]
         if column == "target":
             return {"probe_r2": regression(*sides)["r2"]}
@@ -92,9 +92,13 @@ def online_probe(method: nn.Module, data: Data, device: torch.device) -> dict[st
         method.train()
 
 
-def side_by_side(z: Tensor | dict[str, Tensor]) -> Tensor:
-    """(B, D) of an `encode` that gives one tensor or several by name."""
-    return torch.cat(list(z.values()), dim=1) if isinstance(z, dict) else z
+def probed(z: Tensor | dict[str, Tensor]) -> Tensor:
+    """(B, D) of an `encode` that gives one tensor or several by name: its pictures' where it has both pictures' and texts', which
+    may name the class; else all side by side.
+    """
+    if not isinstance(z, dict):
+        return z
+    return z["image"] if "image" in z and "text" in z else torch.cat(list(z.values()), dim=1)
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

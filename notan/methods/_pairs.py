@@ -1,0 +1,49 @@
+"""Pictures with words: what methods of both read of a batch, and the heads that bring the two to one space."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from notan.errors import NotanError
+from notan.views.geometry import crop, crop_boxes, floats, resize
+from notan.views.random import bernoulli, uniform
+
+
+def cropped(batch: dict, side: int, *, scale: float, flip: float = 0.0) -> Tensor:
+    """A random part of each picture, at least the share `scale` of it, mirrored with probability `flip`: (B, C, S, S).
+
+    Mirroring is off unless it is asked for: captions may name sides.
+    """
+    image, key = batch["image"], batch["key"]
+    boxes = crop_boxes(key, height=image.shape[2], width=image.shape[3], scale=(scale, 1.0))
+    return crop(image, boxes, bernoulli(key, "flip", flip), side).pixels
+
+
+def whole(batch: dict, side: int) -> Tensor:
+    """Each picture, of this side, in [0, 1]: (B, C, S, S)."""
+    return resize(floats(batch["image"]), side)
+
+
+def one_caption(batch: dict) -> list[str]:
+    """`text`, or one of each row's `captions` by its key: another in another epoch."""
+    if "text" in batch:
+        return batch["text"]
+    draw = uniform(batch["key"], "caption", 1)[:, 0].tolist()
+    return [every[int(u * len(every))] for every, u in zip(batch["captions"], draw)]
+
+
+def first_caption(batch: dict) -> list[str]:
+    """`text`, or the first of each row's `captions`."""
+    return batch["text"] if "text" in batch else [every[0] for every in batch["captions"]]
+
+
+def head(width: int, dim: int) -> nn.Linear:
+    """CLIP's projection to the joint space: no bias, N(0, width^-1/2)."""
+    made = nn.Linear(width, dim, bias=False)
+    nn.init.normal_(made.weight, std=width**-0.5)
+    return made
+
+
+def check_tau(tau: float, least: float) -> None:
+    if not least <= tau < float("inf"):
+        raise NotanError(f"tau = {tau}", f"a temperature of at least {least}", "--tau 0.07")
