@@ -8,8 +8,8 @@ N N D that no way around is known for (logits, gradient of the queries, gradient
 and thrown away. Each contestant has a process of its own, which keeps freed memory as training does, and where it and the floor
 take turns; the table gives the median of the ratios, and the memory at the peak beyond the vectors and their gradients. The
 exponents are the slopes of log seconds and log memory over log N, between the two largest N. NT-Xent and CLIP's loss contrast
-N rows in all. Written to benchmarks/results/losses.json after each cell; cells that are there are not measured again, but with
---fresh. Left out is what needs more than 14 GB, or more than five minutes a step.
+N rows in all. Written to benchmarks/results/losses.json after each cell; this machine's cells that are there are not measured
+again, but with --fresh. Left out is what needs more than 14 GB, or more than five minutes a step.
 """
 
 from __future__ import annotations
@@ -106,16 +106,21 @@ def products(q: Tensor, k: Tensor) -> Callable[[], None]:
     return run
 
 
+def step(loss: Loss, q: Tensor, k: Tensor) -> Tensor:
+    """Forward and, where it is not done yet, backward: the value."""
+    value = loss(q, k)
+    if value.requires_grad:
+        value.backward()
+    return value.detach()
+
+
 def check(loss: Loss, reference: Loss) -> None:
     """A contestant computes what the others do: value and gradient, on 64 rows."""
     found = []
     for one in (loss, reference):
         g = torch.Generator().manual_seed(1)
         q, k = (torch.randn(64, D, generator=g).requires_grad_() for _ in range(2))
-        value = one(q, k)
-        if value.requires_grad:
-            value.backward()
-        found.append((value.detach(), q.grad, k.grad))
+        found.append((step(one, q, k), q.grad, k.grad))
     for a, b in zip(*found):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
@@ -127,22 +132,17 @@ def measure(name: str, n: int, turns: int, out: multiprocessing.Queue) -> None:
     q, k = (torch.randn(n, D, generator=g).requires_grad_() for _ in range(2))
     loss = CONTESTANTS[name][0]
 
-    def step() -> None:
-        q.grad = k.grad = None
-        value = loss(q, k)
-        if value.requires_grad:
-            value.backward()
-
     check(loss, CONTESTANTS[name][3])                                   # imports and first calls, too
     machine.reset_peak()
     before = machine.peak_mb()
-    step()
+    step(loss, q, k)
     added = machine.peak_mb() - before - (q.grad is not None) * 2 * n * D * 4 / 2**20
     floor = products(q.detach(), k.detach())
     times = []
     for _ in range(turns):
+        q.grad = k.grad = None
         start = time.perf_counter()
-        step()
+        step(loss, q, k)
         middle = time.perf_counter()
         floor()
         times.append((middle - start, time.perf_counter() - middle))
@@ -156,7 +156,8 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="measure every cell again")
     args = parser.parse_args()
     spawn, found = multiprocessing.get_context("spawn"), {"machine": describe(), "dim": D, "threads": 1, "tile": TILE}
-    rows = [] if args.fresh or not OUT.exists() else json.loads(OUT.read_text())["rows"]
+    before = {} if args.fresh or not OUT.exists() else json.loads(OUT.read_text())
+    rows = before["rows"] if before.get("machine") == found["machine"] else []
     for n in args.sizes:
         for name, (_, room, package, _) in CONTESTANTS.items():
             guess = 6e-11 * n * n * D                                   # seconds of a floor, about

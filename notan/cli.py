@@ -122,8 +122,7 @@ def _train_flags(p: argparse.ArgumentParser, argv: list[str]) -> None:
     g.add_argument("--compile", action="store_true", help="torch.compile the step")
     g.add_argument("--probe-every", type=int, metavar="STEPS", help="online probe")
     _named_flags(p, argv, "train", catalogue.methods())
-    named = [a for a in argv[1:] if a in catalogue.methods()] if argv[:1] == ["train"] else []
-    entry = catalogue.method(named[0]) if named else None
+    entry = _named(argv, "train", catalogue.methods())
     for tower in entry.towers if entry is not None and len(entry.towers) > 1 else ():
         if tower.name != "encoder":
             p.add_argument(f"--{tower.name.replace('_', '-')}", dest=f"tower_{tower.name}", metavar=tower.annotation,
@@ -131,9 +130,14 @@ def _train_flags(p: argparse.ArgumentParser, argv: list[str]) -> None:
                                "; text:dim=256,depth=4 | hf:NAME | a folder" if tower.annotation == "TextEncoder" else ""))
 
 
+def _named(argv: list[str], command: str, entries: dict[str, catalogue.Entry]) -> catalogue.Entry | None:
+    """The method or strategy that `argv` names, when it is `command`'s."""
+    return next((entries[a] for a in argv[1:] if a in entries), None) if argv[:1] == [command] else None
+
+
 def _named_flags(p: argparse.ArgumentParser, argv: list[str], command: str, entries: dict[str, catalogue.Entry]) -> None:
     """The page and the flags of the method or strategy that `argv` names, when it is `command`'s."""
-    entry = next((entries[a] for a in argv[1:] if a in entries), None) if argv[:1] == [command] else None
+    entry = _named(argv, command, entries)
     if entry is None:
         return
     p.description = entry.doc

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,9 +18,12 @@ from notan.data.build import build
 from notan.data.pictures import Pixels
 from notan.data.raw import Raw
 from notan.errors import NotanError
+from notan.inspectors import gap
 from notan.methods import clip, siglip
 from notan.methods._pairs import one_caption
 from notan.methods._progress import Progress
+from notan.runs.embed import encoding
+from notan.runs.inspect import Encoding
 from notan.runs.probe import print_results, probe
 
 NOW = Progress(step=1, steps=2, epoch=0, epochs=1)
@@ -91,3 +95,19 @@ def test_a_run_names_what_it_sees(slug, tmp_path):
     print_results(found, Console(file=(said := io.StringIO()), width=200))
     assert "R@1 1.000" in said.getvalue() and "zero-shot: accuracy" in said.getvalue()
     assert run.encoder("text_encoder").features(["a red square"]).shape == (1, 32)
+
+
+def test_what_cannot_be_measured_by_words_is_refused(tmp_path):
+    data = build(coloured(60), tmp_path / "cache", cache_side=None, fit="crop", cache_limit_gb=1, limit_bad=0.0)
+    towers = {"image_encoder": "convnet:widths=[8],strides=[2]", "text_encoder": "text:dim=16,depth=1,heads=2,context=8"}
+    both = train("clip", data, out=tmp_path / "both", steps=1, batch=8, encoder=towers, threads=1)
+    alone = train("simclr", data, out=tmp_path / "alone", steps=1, batch=8, encoder=towers["image_encoder"], threads=1)
+    with pytest.raises(NotanError, match="no space that pictures and texts share"):
+        probe(alone.path, data, protocols=["retrieval"])
+    with pytest.raises(NotanError, match="the model gives one output"):
+        gap.measure(Encoding(encoding(alone)), [{**data.test.take(np.arange(12)), "key": torch.arange(12)}])
+    wordless = replace(data, test=data.test.only("image", "label"))
+    with pytest.raises(NotanError, match="captions: text or captions"):
+        probe(both.path, wordless, protocols=["retrieval"])
+    with pytest.raises(NotanError, match="no column 'label'"):
+        probe(both.path, replace(data, test=data.test.only("image", "text")), protocols=["zeroshot"])

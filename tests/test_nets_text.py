@@ -75,6 +75,10 @@ def test_it_is_kept_and_opened_whole(encoder, tmp_path):
     save_encoder(encoder, tmp_path)
     for again in (load_encoder(tmp_path), build_text(str(tmp_path))):
         assert torch.equal(again.features(SAID), encoder.features(SAID)) and again.config == encoder.config
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(NotanError, match="does not fit its config"):
+        load_encoder(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(NotanError, match=r"model\.safetensors"):
         load_encoder(tmp_path)

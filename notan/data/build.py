@@ -182,7 +182,7 @@ def number_moments(rows: Rows, most: int = 100_000) -> tuple[tuple[float, ...], 
 
 
 def _without(rows: Rows, column: str) -> Rows:
-    return Rows({name: store for name, store in rows.stores.items() if name != column}, rows.index, rows.name_of)
+    return rows.only(*(name for name in rows.columns if name != column))
 
 
 def _fingerprint(raw: Raw, train: Rows, test: Rows, form: Form | None) -> str:
@@ -199,7 +199,7 @@ def moments(rows: Rows, most: int = 50_000_000) -> tuple[tuple[float, ...], tupl
 
     `most` bounds the number of values looked at. A channel that never varies gets a deviation of 1.
     """
-    pixels = Rows({"image": rows.stores["image"]}, rows.index)
+    pixels = rows.only("image")
     first = pixels.take(np.arange(1))["image"]
     looked = max(min(len(rows), most // first.numel()), 1)
     index = np.linspace(0, len(rows) - 1, looked).astype(np.int64)

@@ -167,7 +167,7 @@ def _pixels(data: Data) -> Iterator[Finding]:
 
 
 def _each(rows: Rows, chunk: int = 512) -> Iterator[tuple[int, np.ndarray]]:
-    images = Rows({"image": rows.stores["image"]}, rows.index)
+    images = rows.only("image")
     for first in range(0, len(rows), chunk):
         index = np.arange(first, min(first + chunk, len(rows)))
         yield from zip(index.tolist(), images.take(index)["image"].numpy())

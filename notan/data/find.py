@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def tables_of(path: Path) -> tuple[dict[str, list[Path]], list[str]]:
     if list(folders) == ["train"]:  # train.parquet, test.parquet side by side
         tabular = _by_name(tabular["train"])
     if not any(tabular.values()):
-        there = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+        suffixes = Counter(Path(other).suffix.lower() or "no suffix" for other in others)
+        there = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5))
         raise NotanError(
             f"{path} has no pictures and no tables" + (f" (it has {there})" if there else ": it is empty"),
             f"pictures (jpg, png, ...) in one folder per class, or files of {', '.join(KINDS)}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,14 @@ TRAIN = ("train", "training")
 TEST = ("test", "testing", "val", "valid", "validation", "dev", "eval")  # the first that is there
 
 
-def picture_files(root: Path) -> tuple[list[str], Counter[str]]:
-    """All picture files below a folder, sorted, and the suffixes of the other files, counted. Links are followed."""
-    found, others = [], Counter[str]()
+def picture_files(root: Path) -> tuple[list[str], list[str]]:
+    """All picture files below a folder, sorted, and the other files. Links are followed."""
+    found, others = [], []
     for path in _walk(str(root), set()):
         if path.lower().endswith(SUFFIXES):
             found.append(path)
         else:
-            others[os.path.splitext(path)[1].lower() or "no suffix"] += 1
+            others.append(path)
     return sorted(found), others
 
 
@@ -55,7 +54,8 @@ def read_pictures(root: Path) -> Raw:
     lack the text that most have.
     """
     folders, notes = split_folders(root)
-    files = {name: picture_files(folder)[0] for name, folder in folders.items()}
+    there = {name: picture_files(folder) for name, folder in folders.items()}
+    files = {name: pictures for name, (pictures, _) in there.items()}
     for name, paths in files.items():
         if not paths:
             raise NotanError(f"{folders[name]} has no pictures", f"files ending in {', '.join(SUFFIXES[:4])} ...")
@@ -73,17 +73,19 @@ def read_pictures(root: Path) -> Raw:
         splits[name] = {"image": Files(used, root)}
         if classes:
             splits[name]["label"] = np.array([classes.index(_class(p, folders[name])) for p in used], dtype=np.int64)
-    beside = _add_captions(splits, root, notes)
+    beside = _add_captions(splits, {path for _, others in there.values() for path in others}, root, notes)
     ids = np.array([keys.word(os.path.relpath(p, root)) for p in splits["train"]["image"].paths], dtype=np.int64)
     stamp = stamp_of([p for split in splits.values() for p in split["image"].paths] + beside)
     return Raw(root.name, splits["train"], splits.get("test"), tuple(classes), notes, ids, stamp)
 
 
-def _add_captions(splits: dict[str, dict[str, Any]], root: Path, notes: list[str]) -> list[str]:
-    """Put the texts that lie beside pictures into the splits, and return their files; none where few pictures have one."""
+def _add_captions(splits: dict[str, dict[str, Any]], others: set[str], root: Path, notes: list[str]) -> list[str]:
+    """Put the texts that lie beside pictures, of the `others` that are no pictures, into the splits, and return their files; none
+    where few pictures have one.
+    """
     wanted = {name: [os.path.splitext(p)[0] + ".txt" for p in split["image"].paths] for name, split in splits.items()}
     every = [path for paths in wanted.values() for path in paths]
-    there = [path for path in every if os.path.exists(path)]
+    there = [path for path in every if path in others]
     if 2 * len(there) < len(every):
         if there:
             first = os.path.relpath(there[0], root)
@@ -91,7 +93,7 @@ def _add_captions(splits: dict[str, dict[str, Any]], root: Path, notes: list[str
                          "captions, so they are not read.")  # fmt: skip
         return []
     if len(there) < len(every):
-        lacking = sorted(set(every) - set(there))
+        lacking = sorted(set(every) - others)
         raise NotanError(f"{len(lacking):,} of {len(every):,} pictures of {root} have no caption (first: "
                          f"{os.path.relpath(lacking[0], root)} is missing)", "a .txt of the same name beside every picture",
                          "write them, or move these pictures elsewhere")  # fmt: skip

@@ -75,6 +75,10 @@ class Rows:
         index = np.asarray(index, dtype=np.int64)
         return Rows(self.stores, index if self.index is None else self.index[index], self.name_of)
 
+    def only(self, *columns: str) -> Rows:
+        """The same rows with these columns alone, so that no others are read."""
+        return Rows({name: self.stores[name] for name in columns}, self.index, self.name_of)
+
     def name(self, row: int) -> str:
         """What a message or a figure calls a row: its file, or its number in the table."""
         return self.name_of(int(row if self.index is None else self.index[row]))

@@ -20,7 +20,6 @@ the nearest neighbour of a picture is always a picture. Retrieval from one to th
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor
 
 from notan.errors import NotanError
-from notan.losses.geometry import alignment, kernel_log_sums, spearman, uniformity
+from notan.losses.geometry import alignment, spearman, uniformity, uniformity_of_others
 from notan.losses.tiles import unit
 from notan.views.random import uniform
 
@@ -57,7 +56,7 @@ def measure(model: Any, data: Any) -> dict[str, Any]:
         "cosine of means": float(torch.cosine_similarity(x.mean(0), y.mean(0), dim=0)),
         "separability": separability(x, y, held), "alignment": float(alignment(x, y).mean()),
         "uniformity of pictures": float(uniformity(x)), "uniformity of texts": float(uniformity(y)),
-        "uniformity across": across(x, y), "matched": float((x * y).sum(1).mean()),
+        "uniformity across": float(uniformity_of_others(x, y)), "matched": float((x * y).sum(1).mean()),
         "unmatched": float((x.sum(0) @ y.sum(0) - (x * y).sum()) / (n * (n - 1))),
         "variance of pictures": variance(x)[:8], "variance of texts": variance(y)[:8],
         "likeness of cosines": spearman(lower(x[:MOST] @ x[:MOST].T), lower(y[:MOST] @ y[:MOST].T)),
@@ -96,12 +95,6 @@ def separability(x: Tensor, y: Tensor, held: np.ndarray) -> float:
         return np.concatenate([x.numpy()[chosen], y.numpy()[chosen]]), np.repeat([0, 1], count)
 
     return float(LogisticRegression().fit(*both(~held)).score(*both(held)))
-
-
-def across(x: Tensor, y: Tensor) -> float:
-    """log of the mean over i != j of exp(-2 |x_i - y_j|^2)."""
-    n = len(x)
-    return float(kernel_log_sums(x, y, t=2.0, exclude=torch.arange(n)).logsumexp(0) - math.log(n * (n - 1)))
 
 
 def variance(x: Tensor) -> list[float]:

@@ -21,6 +21,7 @@ from notan.losses.tiles import (
     inverse_lengths,
     made,
     parts,
+    room_for,
     tangent,
     wide,
 )
@@ -106,7 +107,7 @@ def _sums(x: Scaled, y: Scaled, r: Tensor, c: Tensor, edit: Edit | None, side: i
     """Adds to the log-sums of rows r (N,) and columns c (M,). Where y is x, c is r and the tiles below the diagonal are left
     out: each of the others is added to both of its sides.
     """
-    room = _room(x, y, side)
+    room = room_for(x, y, side, side)
     for rows in parts(len(x), side):
         xi = x[rows]
         for columns in parts(len(y), side):
@@ -124,7 +125,7 @@ def _gradients(x: Scaled, y: Scaled, dx: Tensor, dy: Tensor, r: Tensor, c: Tenso
     """Adds the gradients of sum_i g_i r_i + sum_j h_j c_j; where y is x (dy is dx, c is r, h is g) that of sum_i g_i r_i."""
     if mild:
         g, h = (-r).exp() * g, (-c).exp() * h
-    room, second = _room(x, y, side), _room(x, y, side)
+    room, second = room_for(x, y, side, side), room_for(x, y, side, side)
     for rows in parts(len(x), side):
         xi = x[rows]
         for columns in parts(len(y), side):
@@ -141,11 +142,6 @@ def _gradients(x: Scaled, y: Scaled, dx: Tensor, dy: Tensor, r: Tensor, c: Tenso
             dx[rows].addmm_(w, yj)
             if y is not x or columns.start > rows.start:
                 dy[columns].addmm_(w.T, xi)
-
-
-def _room(x: Scaled, y: Scaled, side: int) -> Tensor:
-    """For the numbers of a tile, which one after the other are written there."""
-    return x.empty(min(len(x), side) * min(len(y), side))
 
 
 def _log_sum(s: Tensor, axis: int, mild: bool) -> Tensor:

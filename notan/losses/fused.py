@@ -9,6 +9,7 @@ here: where pairs are left out or weighed, and for vectors of more than MOST num
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,12 @@ HALF = (torch.float16, torch.bfloat16)
 
 def pays(x: Tensor, y: Tensor) -> bool:
     """Whether vectors (N, D) and (M, D) are contrasted here: of one half precision, on a GPU, with Triton installed."""
-    return x.is_cuda and x.dtype == y.dtype and x.dtype in HALF and x.shape[1] <= MOST and find_spec("triton") is not None
+    return x.is_cuda and x.dtype == y.dtype and x.dtype in HALF and x.shape[1] <= MOST and has_triton()
+
+
+@cache
+def has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def log_sums(x: Scaled, y: Scaled) -> Tensor:
@@ -45,8 +51,7 @@ def pulls(x: Scaled, y: Scaled, r: Tensor | None, g: Tensor | None, c: Tensor | 
     from notan.losses import kernels
 
     out, shape = x.empty(*x.x.shape), blocks(x.x.shape[1])
-    of_rows, of_columns = (r, g), (c, h)
-    pairs = [t.contiguous() if t is not None else x.factor for t in (*of_rows, *of_columns)]
+    pairs = [x.factor if t is None else t.contiguous() for t in (r, g, c, h)]                   # of None nothing is read
     kernels.pulls[(-(-len(x) // shape["BN"]),)](
         x.x.contiguous(), y.x.contiguous(), x.factor, y.factor, *pairs, out, len(x), len(y), x.x.shape[1],
         BY_ROWS=r is not None, BY_COLUMNS=c is not None, **shape)

@@ -28,10 +28,15 @@ def uniformity(x: Tensor, *, t: float = 2.0, tile: int = TILE) -> Tensor:
     """log of the mean over pairs i != j of exp(-t |x_i - x_j|^2), (N, D) to (): 0 where all are equal, lower the more evenly they
     lie. Unit vectors of D dimensions at random give about -2t + 2 t^2 / D. Raises `NotanError` for fewer than two rows.
     """
+    return uniformity_of_others(x, x, t=t, tile=tile)
+
+
+def uniformity_of_others(x: Tensor, y: Tensor, *, t: float = 2.0, tile: int = TILE) -> Tensor:
+    """The same over the pairs i != j of x_i and y_j, (N, D) twice to (): matched pairs are left out."""
     n = len(x)
     if n < 2:
         raise NotanError(f"uniformity of {n} rows", "at least two", "a larger batch")
-    rows = kernel_log_sums(x, x, t=t, exclude=torch.arange(n, device=x.device), tile=tile)
+    rows = kernel_log_sums(x, y, t=t, exclude=torch.arange(n, device=x.device), tile=tile)
     return rows.logsumexp(0) - math.log(n * (n - 1))
 
 

@@ -156,7 +156,7 @@ def online(x: Scaled, y: Scaled, positive: Tensor | None, edit: Edit | None, til
         return fused.log_sums(x, y), own, None, None
     lse = x.empty(len(x)).fill_(-torch.inf)
     n = max(1, tile // WIDTH)
-    room = x.empty(min(n, len(x)) * min(WIDTH, len(y)))
+    room = room_for(x, y, n, WIDTH)
     for rows in parts(len(x), n):
         xi = x[rows]
         for columns in parts(len(y), WIDTH):
@@ -189,7 +189,7 @@ def pulls(x: Scaled, y: Scaled, lse: Tensor, g: Tensor, edit: Edit | None, tile:
     dx, dy = x.zeros(), y.zeros()
     count = g if base == 1 else (-lse).exp() * g
     n = max(1, tile // WIDTH)
-    room = x.empty(min(n, len(x)) * min(WIDTH, len(y)))
+    room = room_for(x, y, n, WIDTH)
     for rows in parts(len(x), n):
         xi, d = x[rows], dx[rows]
         for columns in parts(len(y), WIDTH):
@@ -212,6 +212,11 @@ def tangent(d: Tensor, x: Tensor, a: Tensor, scale: Tensor) -> tuple[Tensor, Ten
         out[i] = torch.addcmul(d[i], x[i].to(d.dtype), (a[i] * dot)[:, None], value=-1).mul_((scale * a[i])[:, None])
         along += scale * dot.sum()
     return out, along
+
+
+def room_for(x: Scaled, y: Scaled, rows: int, columns: int) -> Tensor:
+    """For the numbers of a tile of at most so many rows and columns, flat: one after the other are written there."""
+    return x.empty(min(len(x), rows) * min(len(y), columns))
 
 
 def made(x: Tensor, y: Tensor, edit: Edit | None, rows: slice, columns: slice, room: Tensor) -> Tensor:

@@ -95,9 +95,7 @@ def each_pair(q: Tensor, k: Tensor, *, tau: float | Tensor, bias: float | Tensor
 
 def evenness(z: Tensor, *, t: float) -> Tensor:
     """`geometry.uniformity` of the rows (n, D) of all ranks: (). 0 where all are equal; lower, the more evenly they lie."""
-    keys = world.gather(z)
-    rows = world.gather(kernel_log_sums(z, keys, t=t, exclude=_own(z, len(keys))))
-    return rows.logsumexp(0) - math.log(len(keys) * (len(keys) - 1))
+    return evenness_between(z, z, t=t)
 
 
 def evenness_between(x: Tensor, y: Tensor, *, t: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from notan.errors import NotanError
+from notan.nets.protocols import ImageEncoder, TextEncoder
 from notan.views.geometry import crop, crop_boxes, floats, resize
 from notan.views.random import bernoulli, uniform
 
@@ -35,6 +36,17 @@ def one_caption(batch: dict) -> list[str]:
 def first_caption(batch: dict) -> list[str]:
     """`text`, or the first of each row's `captions`."""
     return batch["text"] if "text" in batch else [every[0] for every in batch["captions"]]
+
+
+def joint(batch: dict, image_encoder: ImageEncoder, image_head: nn.Module, text_encoder: TextEncoder,
+          text_head: nn.Module) -> dict[str, Tensor]:
+    """`image` and `text` (B, d) in the joint space, of those that the batch has: of several captions the first."""
+    found = {}
+    if "image" in batch:
+        found["image"] = image_head(image_encoder.features(whole(batch, image_encoder.image_size)))
+    if "text" in batch or "captions" in batch:
+        found["text"] = text_head(text_encoder.features(first_caption(batch)))
+    return found
 
 
 def head(width: int, dim: int) -> nn.Linear:

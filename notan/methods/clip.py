@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from notan.methods._contrast import both_ways
-from notan.methods._pairs import check_tau, cropped, first_caption, head, one_caption, whole
+from notan.methods._pairs import check_tau, cropped, head, joint, one_caption, whole
 from notan.methods._progress import Progress
 from notan.nets.protocols import ImageEncoder, TextEncoder
 
@@ -91,13 +91,7 @@ class CLIP(nn.Module):
         return (-self.log_scale.clamp(max=math.log(100))).exp()
 
     def encode(self, batch: dict) -> dict[str, Tensor]:
-        """`image` and `text` (B, d), of those that the batch has."""
-        found = {}
-        if "image" in batch:
-            found["image"] = self.image_head(self.image_encoder.features(whole(batch, self.image_encoder.image_size)))
-        if "text" in batch or "captions" in batch:
-            found["text"] = self.text_head(self.text_encoder.features(first_caption(batch)))
-        return found
+        return joint(batch, self.image_encoder, self.image_head, self.text_encoder, self.text_head)
 
     def dense(self, batch: dict) -> Tensor:
         return self.image_encoder.maps(whole(batch, self.image_encoder.image_size))             # (B, D, h, w)

@@ -32,7 +32,7 @@ from notan import world
 from notan.errors import NotanError
 from notan.losses.geometry import alignment as distances
 from notan.methods._contrast import both_ways, evenness, evenness_between
-from notan.methods._pairs import check_tau, cropped, first_caption, head, one_caption, whole
+from notan.methods._pairs import check_tau, cropped, head, joint, one_caption, whole
 from notan.methods._progress import Progress
 from notan.nets.protocols import ImageEncoder, TextEncoder
 
@@ -104,13 +104,7 @@ class ContrastiveGap(nn.Module):
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
     def encode(self, batch: dict) -> dict[str, Tensor]:
-        """`image` and `text` (B, d), of those that the batch has."""
-        found = {}
-        if "image" in batch:
-            found["image"] = self.image_head(self.image_encoder.features(whole(batch, self.image_encoder.image_size)))
-        if "text" in batch or "captions" in batch:
-            found["text"] = self.text_head(self.text_encoder.features(first_caption(batch)))
-        return found
+        return joint(batch, self.image_encoder, self.image_head, self.text_encoder, self.text_head)
 
     def dense(self, batch: dict) -> Tensor:
         return self.image_encoder.maps(whole(batch, self.image_encoder.image_size))             # (B, D, h, w)

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from notan.methods._contrast import each_pair
-from notan.methods._pairs import check_tau, cropped, first_caption, head, one_caption, whole
+from notan.methods._pairs import check_tau, cropped, head, joint, one_caption, whole
 from notan.methods._progress import Progress
 from notan.nets.protocols import ImageEncoder, TextEncoder
 
 CARD = {
     "title": "Sigmoid Loss for Language Image Pre-Training", "arxiv": "2303.15343", "year": 2023,
     "needs": ["image", "text or captions"], "task": "features", "image_encoder": "vit", "text_encoder": "text",
-    "exports": ["safetensors", "hf", "onnx"], "contrasts_rows": True,
+    "exports": ["safetensors", "hf", "onnx"],
     "claim": "Judging each pair by itself is as good as a softmax over the batch at large batches and better at small ones.",
     "paper": "WebLI, batch 32,768, ViT-B/16 at 224 px, 18 billion pairs: 73.4 zero-shot on ImageNet; 84.5 for locked pictures "
              "and ViT-g/14 in two days on four chips.",
@@ -86,13 +86,7 @@ class SigLIP(nn.Module):
         return {"loss": each_pair(a, b, tau=tau, bias=self.bias), "tau": tau.detach(), "bias": self.bias.detach()}
 
     def encode(self, batch: dict) -> dict[str, Tensor]:
-        """`image` and `text` (B, d), of those that the batch has."""
-        found = {}
-        if "image" in batch:
-            found["image"] = self.image_head(self.image_encoder.features(whole(batch, self.image_encoder.image_size)))
-        if "text" in batch or "captions" in batch:
-            found["text"] = self.text_head(self.text_encoder.features(first_caption(batch)))
-        return found
+        return joint(batch, self.image_encoder, self.image_head, self.text_encoder, self.text_head)
 
     def dense(self, batch: dict) -> Tensor:
         return self.image_encoder.maps(whole(batch, self.image_encoder.image_size))             # (B, D, h, w)

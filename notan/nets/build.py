@@ -13,6 +13,7 @@ from torch import nn
 
 from notan.errors import NotanError, did_you_mean
 from notan.nets.convnet import ConvNet
+from notan.nets.files import load_weights
 from notan.nets.headed import Headed
 from notan.nets.hub import HubEncoder, from_hub, rebuild
 from notan.nets.language import pretrained, save_language
@@ -22,7 +23,7 @@ from notan.nets.protocols import Encoder, LanguageModel, NumberEncoder, TextEnco
 from notan.nets.resnet import DEPTHS, ResNet
 from notan.nets.spec import parse
 from notan.nets.stages import Stages
-from notan.nets.text import load_text, save_text
+from notan.nets.text import NAMES, load_text, save_text
 from notan.nets.vit import ViT
 
 if TYPE_CHECKING:
@@ -110,14 +111,14 @@ def load_encoder(folder: str | Path) -> Any:
         config = json.loads((folder / "config.json").read_text())
     except json.JSONDecodeError as error:
         raise NotanError(f"{folder / 'config.json'} is not JSON: {error}", fix="save the encoder again") from None
-    if config.get("name") in ("text", "hf-text"):
+    if config.get("name") in NAMES:
         return load_text(folder)
     if "model_type" in config and (folder / "tokenizer_config.json").exists():
         return pretrained(str(folder)).eval()
     if "model_type" in config and "name" not in config:
         return from_hub(str(folder))
     encoder = build_encoder(config)
-    _load_weights(encoder, folder / "model.safetensors")
+    load_weights(encoder, folder / "model.safetensors")
     return encoder.eval()
 
 
@@ -183,20 +184,6 @@ def _fitting(encoder: Any, info: DataInfo | None, source: str) -> Any:
             f"pass --cache-side {have[1]}" if have[0] == want[0] else "use another encoder, or other data",
         )
     return encoder
-
-
-def _load_weights(encoder: nn.Module, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-        encoder.load_state_dict(state)
-    except FileNotFoundError:
-        raise NotanError(f"{path} is missing", "the weights beside config.json", "save the encoder again") from None
-    except (SafetensorError, RuntimeError) as error:
-        raise NotanError(f"{path} does not fit its config.json: {str(error).splitlines()[-1].strip()}",
-                         "weights and config of one encoder", "save the encoder again") from None
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -77,14 +77,7 @@ def from_hub(source: str, image_size: int | None = None) -> HubEncoder:
     image_size: the side of the images it will see; the size it was made for when None. Raises `NotanError` when it
     cannot be had, or is not a vision model.
     """
-    from transformers import AutoModel
-
-    try:
-        model = AutoModel.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise NotanError(f"transformers cannot load {source!r}: {str(error).strip().splitlines()[0]}",
-                         "a model name or a folder with config.json and weights",
-                         "check the name; without a network give a folder") from None
+    model = opened(source)
     model = getattr(model, "vision_model", model)
     if getattr(model, "main_input_name", "") != "pixel_values":
         raise NotanError(f"{source!r} is a {type(model).__name__}, which takes no images", "a vision backbone")
@@ -96,13 +89,29 @@ def from_hub(source: str, image_size: int | None = None) -> HubEncoder:
     return HubEncoder(model, source=source, image_size=image_size or made_for, mean=mean, std=std)
 
 
-def rebuild(config: dict[str, Any]) -> HubEncoder:
-    """The same architecture without its weights, from a `HubEncoder`'s config; needs no network."""
+def opened(source: str, **how: Any) -> Any:
+    """The model of `transformers` that a name on the hub or a folder holds, with its weights."""
+    from transformers import AutoModel
+
+    try:
+        return AutoModel.from_pretrained(source, **how)
+    except (OSError, ValueError, KeyError) as error:
+        raise NotanError(f"transformers cannot load {source!r}: {str(error).strip().splitlines()[0]}",
+                         "a model name or a folder with config.json and weights",
+                         "check the name; without a network give a folder") from None
+
+
+def bare(architecture: dict[str, Any]) -> Any:
+    """The same architecture without its weights, from its config as a dict; needs no network."""
     from transformers import AutoConfig, AutoModel
 
-    architecture = dict(config["architecture"])
-    model = AutoModel.from_config(AutoConfig.for_model(architecture.pop("model_type"), **architecture))
-    return HubEncoder(model, source=config["source"], image_size=config["image_size"], mean=config["mean"],
+    architecture = dict(architecture)
+    return AutoModel.from_config(AutoConfig.for_model(architecture.pop("model_type"), **architecture))
+
+
+def rebuild(config: dict[str, Any]) -> HubEncoder:
+    """An encoder without its weights, from a `HubEncoder`'s config."""
+    return HubEncoder(bare(config["architecture"]), source=config["source"], image_size=config["image_size"], mean=config["mean"],
                       std=config["std"], hash=config["hash"])
 
 

@@ -5,8 +5,6 @@ A folder that `save_language` writes is one of `transformers`: AutoModelForCausa
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from notan.errors import NotanError, did_you_mean
+from notan.nets.files import moved_into
 from notan.nets.hub import fingerprint
 from notan.nets.lora import merged
 from notan.nets.spec import parse
@@ -44,14 +43,8 @@ class CausalLM(nn.Module):
         return self.padded(self.tokenizer(list(texts), truncation=True, max_length=most)["input_ids"])
 
     def padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Rows of token numbers as ids int64 and pad bool, (B, T), on the model's device.
-
-        A row's last token stands for its padding: one that is called padding may be a real token as well.
-        """
-        length, device = max([2, *map(len, rows)]), next(self.parameters()).device
-        ids = torch.tensor([row + (row or [0])[-1:] * (length - len(row)) for row in rows], device=device)
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        return ids, torch.arange(length, device=device) >= lengths[:, None]
+        """Rows of token numbers as ids int64 and pad bool, (B, T), on the model's device."""
+        return padded(rows, next(self.parameters()).device)
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, T, V) of the next token, and the states (B, T, D) that the head made them of.
@@ -82,6 +75,17 @@ class CausalLM(nn.Module):
         ids, pad = self.tokens(texts)
         h, real = self.states(ids), ~pad[..., None]                     # (B, T, D), (B, T, 1)
         return (h * real).sum(1) / real.sum(1).clamp(min=1)             # an empty text is at 0
+
+
+def padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of token numbers as ids int64 and pad bool, (B, T), T at least 2.
+
+    A row's last token stands for its padding: one that is called padding may be a real token as well.
+    """
+    length = max([2, *map(len, rows)])
+    ids = torch.tensor([row + (row or [0])[-1:] * (length - len(row)) for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, torch.arange(length, device=device) >= lengths[:, None]
 
 
 class _Reached(Exception):
@@ -118,17 +122,24 @@ def build_language(spec: str | dict[str, Any]) -> CausalLM:
     if name != "gpt2":
         raise NotanError(f"there is no language model {name!r}", "gpt2 (fresh weights), hf:<name>, or a folder",
                          did_you_mean(name, ["gpt2"]) or "--encoder gpt2")
+    return gpt2(**fresh("gpt2", options, {"dim": 128, "depth": 2, "heads": 4, "context": 256, "dropout": 0.0}))
+
+
+def fresh(name: str, options: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """What a model of a small size is made with: `tokenizer`, and the options laid over the `known` ones.
+
+    Raises `NotanError` for a missing tokenizer and an option that is not known.
+    """
     if "tokenizer" not in options:
-        raise NotanError("gpt2 was built without a tokenizer", "a run, which makes one from its texts, or one that is there",
-                         "gpt2:tokenizer=FOLDER or a hub name")
-    options.pop("vocabulary", None)                                     # the tokenizer has as many tokens as it has
-    tokenizer = _tokenizer(str(options.pop("tokenizer")))
-    known = {"dim": 128, "depth": 2, "heads": 4, "context": 256, "dropout": 0.0}
+        raise NotanError(f"{name} was built without a tokenizer", "a run, which makes one from its texts, or one that is there",
+                         f"{name}:tokenizer=FOLDER or a hub name")
+    options = {k: v for k, v in options.items() if k != "vocabulary"}   # the tokenizer has as many tokens as it has
+    tokenizer = open_tokenizer(str(options.pop("tokenizer")))
     for option in options:
         if option not in known:
-            raise NotanError(f"gpt2 has no option {option!r}", ", ".join([*known, "vocabulary", "tokenizer"]),
+            raise NotanError(f"{name} has no option {option!r}", ", ".join([*known, "vocabulary", "tokenizer"]),
                              did_you_mean(option, known))
-    return gpt2(tokenizer, **{**known, **options})                      # type: ignore[arg-type]
+    return {"tokenizer": tokenizer, **known, **options}
 
 
 def gpt2(tokenizer: Any, *, dim: int, depth: int, heads: int, context: int, dropout: float = 0.0) -> CausalLM:
@@ -172,16 +183,16 @@ def pretrained(source: str) -> CausalLM:
 
     model: Any
     path, file = located(source)
-    with explained(source, "a causal language model"), _without_bars():
+    with explained(source, "a causal language model"), without_bars():
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **file)
     if file:                                                            # read from it, and plain float32 since
         del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False
     config = {"name": "hf", "source": source, "hash": fingerprint(model)}
-    return CausalLM(model.train(), _tokenizer(path, **file), config)
+    return CausalLM(model.train(), open_tokenizer(path, **file), config)
 
 
-def _tokenizer(source: str, **file: Any) -> Any:
+def open_tokenizer(source: str, **file: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -219,17 +230,14 @@ def save_language(language: Any, folder: Path) -> None:
 
     What was added to the weights (LoRA) is added up: the folder holds a plain model.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as place:
-        with _without_bars():
+    with moved_into(folder) as place:
+        with without_bars():
             language.model.save_pretrained(place, state_dict=merged(language.model))
         language.tokenizer.save_pretrained(place)
-        for path in sorted(Path(place).iterdir(), key=lambda path: path.name == "config.json"):
-            os.replace(path, folder / path.name)
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

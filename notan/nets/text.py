@@ -6,8 +6,6 @@ Texts of a batch are read in groups of like length, so that short ones do not pa
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from notan.errors import NotanError, did_you_mean
-from notan.nets.hub import fingerprint
-from notan.nets.language import _tokenizer, _without_bars
+from notan.nets.files import load_weights, moved_into
+from notan.nets.hub import bare, fingerprint, opened
+from notan.nets.language import fresh, open_tokenizer, padded, without_bars
 from notan.nets.spec import parse
 from notan.nets.vit import Block
 
 GROUP = 64                                                              # texts that are read at once
+NAMES = ("text", "hf-text")                                             # of what is saved here, in config.json
 SIZES = {"dim": 128, "depth": 4, "heads": 4, "context": 32}
 
 
@@ -60,7 +60,7 @@ class TextTransformer(nn.Module):
         """Ids int64 and pad bool (True at padding), (B, T): start, at most context - 2 tokens of the text, end."""
         end = self.tokenizer.eos_token_id
         found = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=self.context - 2)["input_ids"]
-        return padded([[end, *row, end] for row in found], end, self.pos_embed.device)
+        return padded([[end, *row, end] for row in found], self.pos_embed.device)
 
     def forward(self, ids: Tensor, pad: Tensor | None = None) -> Tensor:
         """States (B, T, D) after the last norm."""
@@ -121,14 +121,6 @@ class HubText(nn.Module):
         return self.model(input_ids=ids, attention_mask=None if pad is None else (~pad).long())
 
 
-def padded(rows: list[list[int]], filler: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of token numbers as ids int64 and pad bool, (B, T), with `filler` after the end of a row."""
-    length = max(map(len, rows), default=0)
-    ids = torch.tensor([row + [filler] * (length - len(row)) for row in rows], dtype=torch.int64, device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    return ids.view(len(rows), length), torch.arange(length, device=device) >= lengths[:, None]
-
-
 def in_groups(read: Callable[[Tensor, Tensor], Tensor], ids: Tensor, pad: Tensor) -> Tensor:
     """`read` of ids and pad (B, T), GROUP rows of like length at a time, each cut to its longest: (B, ...) in the given order."""
     lengths = (~pad).sum(1)
@@ -158,53 +150,28 @@ def build_text(spec: str | dict[str, Any]) -> TextTransformer | HubText:
     if name != "text":
         raise NotanError(f"there is no text encoder {name!r}", "text (fresh weights), hf:<name>, or a folder",
                          did_you_mean(name, ["text"]) or "text")
-    options.pop("vocabulary", None)                                     # the tokenizer has as many tokens as it has
-    if "tokenizer" not in options:
-        raise NotanError("text was built without a tokenizer", "a run, which makes one from its texts, or one that is there",
-                         "text:tokenizer=FOLDER or a hub name")
-    tokenizer = _tokenizer(str(options.pop("tokenizer")))
-    for option in options:
-        if option not in SIZES:
-            raise NotanError(f"text has no option {option!r}", ", ".join([*SIZES, "vocabulary", "tokenizer"]),
-                             did_you_mean(option, SIZES))
-    return TextTransformer(tokenizer, **{**SIZES, **options})
+    return TextTransformer(**fresh("text", options, SIZES))
 
 
 def from_hub(source: str) -> HubText:
     """The text model `source`, a name on the hub or a folder, with its weights and its tokenizer; of CLIP the text tower."""
-    from transformers import AutoModel
-
-    try:
-        with _without_bars():
-            model: Any = AutoModel.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise NotanError(f"transformers cannot load {source!r}: {str(error).strip().splitlines()[0]}",
-                         "a model name or a folder with config.json and weights",
-                         "check the name; without a network give a folder") from None
+    with without_bars():
+        model = opened(source, dtype=torch.float32)
     model = getattr(model, "text_model", model)
     if getattr(model, "main_input_name", "input_ids") != "input_ids" or not hasattr(model.config, "vocab_size"):
         raise NotanError(f"{source!r} is a {type(model).__name__}, which reads no text", "a text model")
-    return HubText(model, _tokenizer(source), source=source)
+    return HubText(model, open_tokenizer(source), source=source)
 
 
 def load_text(folder: Path) -> TextTransformer | HubText:
     """The text encoder that `save_text` wrote; needs no network."""
-    from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModel
-
-    config, tokenizer = json.loads((folder / "config.json").read_text()), _tokenizer(str(folder))
+    config, tokenizer = json.loads((folder / "config.json").read_text()), open_tokenizer(str(folder))
     encoder: TextTransformer | HubText
     if config["name"] == "text":
         encoder = TextTransformer(tokenizer, **{k: config[k] for k in SIZES})
     else:
-        architecture = dict(config["architecture"])
-        model = AutoModel.from_config(AutoConfig.for_model(architecture.pop("model_type"), **architecture))
-        encoder = HubText(model, tokenizer, source=config["source"], hash=config["hash"])
-    try:
-        encoder.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, RuntimeError) as error:
-        raise NotanError(f"{folder / 'model.safetensors'} does not fit its config.json: {str(error).splitlines()[-1].strip()}",
-                         "weights and config of one encoder", "save the encoder again") from None
+        encoder = HubText(bare(config["architecture"]), tokenizer, source=config["source"], hash=config["hash"])
+    load_weights(encoder, folder / "model.safetensors")
     return encoder.eval()
 
 
@@ -212,18 +179,15 @@ def save_text(encoder: Any, folder: Path) -> None:
     """Write config, weights and tokenizer; each file appears whole or not at all, config.json last."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as place:
+    with moved_into(folder) as place:
         encoder.tokenizer.save_pretrained(place)
         weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
-        save_file(weights, Path(place) / "model.safetensors", {"format": "pt"})
-        (Path(place) / "config.json").write_text(json.dumps(encoder.config, indent=1) + "\n")
-        for path in sorted(Path(place).iterdir(), key=lambda path: path.name == "config.json"):
-            os.replace(path, folder / path.name)
+        save_file(weights, place / "model.safetensors", {"format": "pt"})
+        (place / "config.json").write_text(json.dumps(encoder.config, indent=1) + "\n")
 
 
 def _is_ours(folder: Path) -> bool:
     try:
-        return json.loads((folder / "config.json").read_text()).get("name") in ("text", "hf-text")
+        return json.loads((folder / "config.json").read_text()).get("name") in NAMES
     except (OSError, ValueError):
         return False

@@ -44,7 +44,8 @@ def build_method(config: Config, info: DataInfo, home: Path | None = None) -> nn
 
 
 def make_tokenizers(config: Config, data: Data, home: Path) -> None:
-    """Put a tokenizer, made from the texts that the method needs, into `home` for each language model that has none.
+    """Put a tokenizer, made from the texts that the method needs, into `home` for each language model
+    and text encoder that has none.
 
     It is made once, by rank 0, from at most TEXTS rows of the training split, and only while the run has not begun.
     """
@@ -54,12 +55,11 @@ def make_tokenizers(config: Config, data: Data, home: Path) -> None:
     wanting = [t.name for t in entry.towers if _wants_tokenizer(config.towers[t.name], t)]
     if wanting and world.is_main() and not (home / "config.yaml").exists():
         index = keys.shuffle(0, 0, len(data.train))[:TEXTS]
-        batch = data.train.take(index)
+        batch = data.train.only(*words).take(index)
         for name in wanting:
             _, options = parse(config.towers[name])
             texts = [text for c in words for cell in batch[c] for text in ([cell] if isinstance(cell, str) else cell)]
-            made = new_tokenizer(texts, options.get("vocabulary", 2000),
-                                 options.get("context", 256))
+            made = new_tokenizer(texts, options.get("vocabulary", 2000), options.get("context", 256))
             made.save_pretrained(home / name)
     world.barrier()
 
@@ -85,7 +85,7 @@ def _tower(config: Config, asked: catalogue.Parameter, info: DataInfo, home: Pat
     if build is None:
         return build_encoder(spec, info)
     if home is not None and (home / "config.yaml").exists() and (home / asked.name / "config.json").exists():
-        return build(f"hf:{home / asked.name}" if is_language(asked) else str(home / asked.name))      # a finished run has all
+        return build(str(home / asked.name))                            # a finished run has all it needs
     if home is not None and _wants_tokenizer(spec, asked):
         name, options = parse(spec)
         spec = {"name": name, **options, "tokenizer": str(home / asked.name)}

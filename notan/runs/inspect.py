@@ -39,7 +39,7 @@ def inspect(name: str, model: str | Path | Any, data: str | Path, *, tokenizer: 
     if unknown := set(settings or {}) - {f.name for f in entry.flags}:
         raise NotanError(f"{name} has no setting {min(unknown)!r}", f"one of {[f.name for f in entry.flags]}", "leave it out")
     measure = importlib.import_module(f"notan.inspectors.{name}").measure
-    batches = batches_of(data, entry.card["needs"], rows, data_options or {})
+    batches = batches_of(data, entry, rows, data_options or {})
     asks = {"states": lambda: Reading(*load(model, tokenizer), tokens), "encode": lambda: Encoding(encoding(model)),
             "method": lambda: Run(model).method()}
     found = measure(asks[entry.card["asks"]](), batches, **(settings or {}))
@@ -87,22 +87,23 @@ class Batches:
                 yield batch | {"key": torch.from_numpy(keys.row_keys(0, 0, batch["row"].numpy()))}
 
 
-def batches_of(data: str | Path, needs: Sequence[str], most: int, options: dict[str, Any]) -> Batches:
+def batches_of(data: str | Path, entry: catalogue.Entry, most: int, options: dict[str, Any]) -> Batches:
     """At most `most` rows: of encoders' data the test split's, of texts any (nothing here was trained on them)."""
+    texts = entry.card["needs"] == ["text"]
     if str(data).endswith(".txt"):
         splits = [Rows({"text": _texts(Path(data))})]
     else:
         opened = open_data(data, **options)
-        splits = [opened.train, opened.test] if needs == ["text"] else [opened.test]
-    if missing := [need for need in needs if set(need.split(" or ")).isdisjoint(splits[0].columns)]:
+        splits = [opened.train, opened.test] if texts else [opened.test]
+    if missing := entry.lacking(splits[0].columns):
         raise NotanError(f"{data} has no column {missing[0]!r}, only {', '.join(splits[0].columns)}",
-                         f"the columns {', '.join(needs)}", f"--column THEIRS={missing[0].split(' or ')[0]}")
+                         f"the columns {', '.join(entry.card['needs'])}", f"--column THEIRS={missing[0].split(' or ')[0]}")
     parts, left = [], most
     for rows in splits:
         index = keys.shuffle(0, 0, len(rows))[:left]
         parts.append((rows, index))
         left -= len(index)
-    return Batches(parts, 16 if needs == ["text"] else 256)
+    return Batches(parts, 16 if texts else 256)
 
 
 def _texts(path: Path) -> list[str]:

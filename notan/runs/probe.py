@@ -158,21 +158,20 @@ def _by_words(run: str | Path, data: Data, rows: int, asked: list[str], prompts:
         found = {"picture to text": retrieval(images, z, pairs, notes=notes),
                  "text to picture": retrieval(z, images, pairs.flip(1), notes=notes)}
     if "zeroshot" in asked:
-        chosen = study.rowset(data, rows, "label")
+        labels = torch.from_numpy(data.test.values("label")[index])
         classes = class_features(read, data.info.classes, prompts)
-        found["zero-shot"] = zero_shot(images, chosen.test_y, classes, notes="prompts " + "; ".join(map(repr, prompts)))
+        found["zero-shot"] = zero_shot(images, labels, classes, notes="prompts " + "; ".join(map(repr, prompts)))
     return found
 
 
 def captions(data: Data, index: np.ndarray) -> list[list[str]]:
     """All captions of some test rows. Raises `NotanError` for data without."""
-    batch = data.test.take(index)
-    if "captions" in batch:
-        return batch["captions"]
-    if "text" not in batch:
+    column = next((name for name in ("captions", "text") if name in data.test.columns), "")
+    if not column:
         raise NotanError(f"{data.info.name} has the columns {', '.join(data.info.columns)}", "captions: text or captions",
                          "--column THEIRS=text")
-    return [[text] for text in batch["text"]]
+    said = data.test.only(column).take(index)[column]
+    return said if column == "captions" else [[text] for text in said]
 
 
 def without_words(batch: dict[str, Any]) -> dict[str, Any]:
