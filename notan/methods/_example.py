@@ -52,3 +52,11 @@ def tiny_language_model() -> Any:
 
     tokenizer = new_tokenizer(texts(16)["text"], vocabulary=280, context=32)
     return gpt2(tokenizer, dim=32, depth=2, heads=2, context=32)
+
+
+def tiny_dual_encoder() -> Any:
+    """A ViT and a text tower of two layers each with a joint space of 16 numbers."""
+    from notan.nets.dual import Dual, head
+    from notan.nets.vit import ViT
+
+    return Dual(ViT(image_size=16, patch=4, dim=32, depth=2, heads=2), tiny_text_encoder(), head(32, 16), head(32, 16), tau=0.1)

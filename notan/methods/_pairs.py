@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from notan.errors import NotanError
-from notan.nets.protocols import ImageEncoder, TextEncoder
+from notan.nets.protocols import DualEncoder, ImageEncoder, TextEncoder
 from notan.views.geometry import crop, crop_boxes, floats, resize
 from notan.views.random import bernoulli, uniform
 
@@ -49,11 +49,14 @@ def joint(batch: dict, image_encoder: ImageEncoder, image_head: nn.Module, text_
     return found
 
 
-def head(width: int, dim: int) -> nn.Linear:
-    """CLIP's projection to the joint space: no bias, N(0, width^-1/2)."""
-    made = nn.Linear(width, dim, bias=False)
-    nn.init.normal_(made.weight, std=width**-0.5)
-    return made
+def both(batch: dict, model: DualEncoder) -> dict[str, Tensor]:
+    """The same of a dual encoder."""
+    found = {}
+    if "image" in batch:
+        found["image"] = model.image(whole(batch, model.image_size))
+    if "text" in batch or "captions" in batch:
+        found["text"] = model.text(first_caption(batch))
+    return found
 
 
 def check_tau(tau: float, least: float) -> None:

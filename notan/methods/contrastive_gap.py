@@ -32,8 +32,9 @@ from notan import world
 from notan.errors import NotanError
 from notan.losses.geometry import alignment as distances
 from notan.methods._contrast import both_ways, evenness, evenness_between
-from notan.methods._pairs import check_tau, cropped, head, joint, one_caption, whole
+from notan.methods._pairs import check_tau, cropped, joint, one_caption, whole
 from notan.methods._progress import Progress
+from notan.nets.dual import Dual, head
 from notan.nets.protocols import ImageEncoder, TextEncoder
 
 CARD = {
@@ -105,6 +106,9 @@ class ContrastiveGap(nn.Module):
 
     def encode(self, batch: dict) -> dict[str, Tensor]:
         return joint(batch, self.image_encoder, self.image_head, self.text_encoder, self.text_head)
+
+    def dual(self) -> Dual:
+        return Dual(self.image_encoder, self.text_encoder, self.image_head, self.text_head, tau=self.tau)
 
     def dense(self, batch: dict) -> Tensor:
         return self.image_encoder.maps(whole(batch, self.image_encoder.image_size))             # (B, D, h, w)

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from notan.methods._contrast import each_pair
-from notan.methods._pairs import check_tau, cropped, head, joint, one_caption, whole
+from notan.methods._pairs import check_tau, cropped, joint, one_caption, whole
 from notan.methods._progress import Progress
+from notan.nets.dual import Dual, head
 from notan.nets.protocols import ImageEncoder, TextEncoder
 
 CARD = {
@@ -87,6 +88,9 @@ class SigLIP(nn.Module):
 
     def encode(self, batch: dict) -> dict[str, Tensor]:
         return joint(batch, self.image_encoder, self.image_head, self.text_encoder, self.text_head)
+
+    def dual(self) -> Dual:
+        return Dual(self.image_encoder, self.text_encoder, self.image_head, self.text_head, tau=float((-self.log_scale).exp()))
 
     def dense(self, batch: dict) -> Tensor:
         return self.image_encoder.maps(whole(batch, self.image_encoder.image_size))             # (B, D, h, w)

@@ -13,17 +13,18 @@ from torch import nn
 
 from notan.errors import NotanError, did_you_mean
 from notan.nets.convnet import ConvNet
-from notan.nets.files import load_weights
+from notan.nets.dual import RELEASED, Dual, head, released
+from notan.nets.files import load_weights, moved_into
 from notan.nets.headed import Headed
 from notan.nets.hub import HubEncoder, from_hub, rebuild
 from notan.nets.language import pretrained, save_language
 from notan.nets.mlp import MLP
 from notan.nets.numbers import Series, Table
-from notan.nets.protocols import Encoder, LanguageModel, NumberEncoder, TextEncoder
+from notan.nets.protocols import DualEncoder, Encoder, LanguageModel, NumberEncoder, TextEncoder
 from notan.nets.resnet import DEPTHS, ResNet
 from notan.nets.spec import parse
 from notan.nets.stages import Stages
-from notan.nets.text import NAMES, load_text, save_text
+from notan.nets.text import NAMES, build_text, load_text, save_text
 from notan.nets.vit import ViT
 
 if TYPE_CHECKING:
@@ -77,10 +78,76 @@ def build_encoder(spec: str | dict[str, Any], info: DataInfo | None = None) -> A
     return make(**settings)
 
 
-def save_encoder(encoder: Encoder | LanguageModel | TextEncoder, folder: str | Path) -> None:
+def build_dual(spec: str | dict[str, Any], info: DataInfo | None = None) -> Dual:
+    """Two encoders and a joint space: "hf:NAME|FOLDER" (a CLIP or SigLIP of transformers with its weights), a folder (a run of a
+    method of pictures and texts, or what `save_encoder` wrote), or, with fresh weights, a dict with the name "dual", specs
+    `image_encoder` and `text_encoder`, and `dim` and `tau`.
+    """
+    if isinstance(spec, str) and spec.startswith("hf:"):
+        return _fitting(released(spec[3:]), info, spec[3:])
+    if isinstance(spec, str) and Path(spec).is_dir():
+        home = next((Path(spec) / name for name in ("dual", "model") if (Path(spec) / name / "config.json").exists()), Path(spec))
+        if not is_dual(str(home)):
+            raise NotanError(f"{spec} holds no two encoders with a joint space", "a finished run of clip, siglip or the like, "
+                             "a folder of one, or hf:NAME", "train one: notan train clip --data DATA")
+        return _fitting(released(str(home)) if _model_type(home) in RELEASED else load_encoder(home), info, spec)
+    name, options = parse(spec)
+    if name == "hf":
+        return build_dual("hf:" + options["source"], info)
+    if name != "dual" or not {"image_encoder", "text_encoder"} <= options.keys():
+        raise NotanError(f"{spec!r} is no dual encoder", "hf:NAME, a folder, or the recipe's", "--recipe small")
+    pictures, texts = build_encoder(options["image_encoder"], info), build_text(options["text_encoder"])
+    dim = options.get("dim", 128)
+    return Dual(pictures, texts, head(pictures.dim, dim), head(texts.dim, dim), tau=options.get("tau", 0.07))
+
+
+def is_dual(source: str) -> bool:
+    """Whether "hf:NAME", or a folder, is two encoders with a joint space."""
+    if source.startswith("hf:"):
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(source[3:]).model_type in RELEASED
+        except (OSError, ValueError):
+            return False                                                # whoever opens it says why
+    return _model_type(Path(source)) in ("dual", *RELEASED)
+
+
+def _model_type(folder: Path) -> str:
+    """What config.json in a folder says that it is, "" where it says nothing."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        return config.get("name") or config.get("model_type") or ""
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def _save_dual(dual: Any, folder: Path) -> None:
+    """Both encoders in folders of their own, and the heads beside them."""
+    from safetensors.torch import save_file
+
+    save_encoder(dual.image_encoder, folder / "image_encoder")
+    save_encoder(dual.text_encoder, folder / "text_encoder")
+    with moved_into(folder) as place:
+        heads = {k: v.detach().cpu().contiguous() for k, v in dual.state_dict().items() if k.split(".")[0].endswith("_head")}
+        save_file(heads, place / "model.safetensors", {"format": "pt"})
+        (place / "config.json").write_text(json.dumps(dual.config, indent=1) + "\n")
+
+
+def _load_dual(folder: Path, config: dict[str, Any]) -> Dual:
+    pictures, texts = load_encoder(folder / "image_encoder"), load_encoder(folder / "text_encoder")
+    heads = [head(encoder.dim, config["dim"]) if linear else nn.Identity()
+             for encoder, linear in zip((pictures, texts), config["heads"])]
+    dual = Dual(pictures, texts, *heads, tau=config["tau"])
+    load_weights(nn.ModuleDict({"image_head": heads[0], "text_head": heads[1]}), folder / "model.safetensors")
+    return dual.eval()
+
+
+def save_encoder(encoder: Encoder | LanguageModel | TextEncoder | DualEncoder, folder: str | Path) -> None:
     """Write `config.json` and `model.safetensors` into `folder`; each file appears whole or not at all.
 
-    A language model is written with its tokenizer, as `transformers` reads both; a text encoder with its tokenizer.
+    A language model is written with its tokenizer, as `transformers` reads both; a text encoder with its tokenizer; of a dual
+    encoder each of the two in a folder within.
     """
     from safetensors.torch import save
 
@@ -92,6 +159,9 @@ def save_encoder(encoder: Encoder | LanguageModel | TextEncoder, folder: str | P
     if isinstance(encoder, TextEncoder):
         save_text(encoder, folder)
         return
+    if isinstance(encoder, DualEncoder):
+        _save_dual(encoder, folder)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
     _replace(folder / "model.safetensors", save(weights, {"format": "pt"}))
@@ -99,8 +169,8 @@ def save_encoder(encoder: Encoder | LanguageModel | TextEncoder, folder: str | P
 
 
 def load_encoder(folder: str | Path) -> Any:
-    """The encoder, text encoder or language model saved in `folder`, in a run's `encoder/` or `model/`, or in a folder that
-    `transformers` wrote; in eval mode.
+    """The encoder, text encoder, dual encoder or language model saved in `folder`, in a run's `encoder/` or `model/`, or in a
+    folder that `transformers` wrote; in eval mode.
     """
     folder = Path(folder)
     folder = next((folder / name for name in ("encoder", "model") if (folder / name / "config.json").exists()), folder)
@@ -113,6 +183,8 @@ def load_encoder(folder: str | Path) -> Any:
         raise NotanError(f"{folder / 'config.json'} is not JSON: {error}", fix="save the encoder again") from None
     if config.get("name") in NAMES:
         return load_text(folder)
+    if config.get("name") == "dual":
+        return _load_dual(folder, config)
     if "model_type" in config and (folder / "tokenizer_config.json").exists():
         return pretrained(str(folder)).eval()
     if "model_type" in config and "name" not in config:

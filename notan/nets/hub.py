@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from notan.errors import NotanError
+from notan.nets.insert import Extra, inserted, replaced
 from notan.nets.norm import globalise
 from notan.nets.pixels import Normalise
+from notan.nets.vit import take
+from notan.views.masks import keep_indices
 
 
 class HubEncoder(nn.Module):
@@ -22,7 +27,7 @@ class HubEncoder(nn.Module):
 
     model: it gives a last hidden state of tokens (B, L, D) or a map (B, D, h, w). Batch norms become global.
     source: the name or folder it came from; `hash` is of its architecture and weights as they were then.
-    `features` is the class token where there is one, else the mean over the map.
+    `features` is the class token where there is one, after the last norm; SigLIP's attention pooling; else the mean over the map.
     """
 
     def __init__(
@@ -61,14 +66,73 @@ class HubEncoder(nn.Module):
         x = self._hidden(pixels)
         return x if x.dim() == 4 else x[:, self.prefix:].transpose(1, 2).unflatten(2, self.grid)
 
+    def states(self, pixels: Tensor, mask: Tensor | None = None, extra: Extra = ()) -> Tensor:
+        """Of a model of tokens, after the norm that its summary is taken after: special tokens, visible patches, then E vectors
+        of `extra` (`nets/insert.py`), (B, prefix + K + E, D). mask (B, N): True = hidden.
+        """
+        embeddings, layers = inside(self.model, self.config["source"])
+        hidden = 0 if mask is None else int(mask[0].sum())
+        at = self.prefix + self.grid[0] * self.grid[1] - hidden
+
+        def changed(_module: nn.Module, _inputs: Any, x: Tensor) -> Tensor:
+            if mask is not None:
+                x = torch.cat([x[:, : self.prefix], take(x[:, self.prefix:], keep_indices(mask))], dim=1)
+            return inserted(x, extra[0], at) if extra else x
+
+        with changed_inside(embeddings, changed, layers, extra, at):
+            x = self._hidden(pixels)
+        return self._last_norm(x)
+
+    def summary(self, x: Tensor) -> Tensor:
+        """What a picture is of its states (B, prefix + K, D), as the model was trained to sum them up: (B, D)."""
+        if getattr(self.model, "use_head", False):                      # SigLIP's attention pooling
+            return self.model.head(x)                                   # type: ignore[operator]
+        return x[:, 0] if self.prefix else x.mean(1)
+
     def features(self, pixels: Tensor) -> Tensor:                       # (B, D)
         x = self._hidden(pixels)
-        if x.dim() == 4:
-            return x.mean((2, 3))
-        return x[:, 0] if self.prefix else x.mean(1)
+        return x.mean((2, 3)) if x.dim() == 4 else self.summary(self._last_norm(x))
+
+    def _last_norm(self, x: Tensor) -> Tensor:
+        """CLIP gives its states before the norm that its summary is taken after."""
+        model: Any = self.model
+        return model.post_layernorm(x) if model.config.model_type == "clip_vision_model" else x
 
     def forward(self, pixels: Tensor) -> Tensor:                        # (B, D, h, w)
         return self.maps(pixels)
+
+
+def inside(model: Any, source: str) -> tuple[nn.Module, nn.ModuleList]:
+    """What makes the tokens of a transformer of `transformers`, and its layers."""
+    encoder = getattr(model, "encoder", None)
+    layers = getattr(encoder, "layers", getattr(encoder, "layer", None))
+    if not isinstance(layers, nn.ModuleList) or not hasattr(model, "embeddings"):
+        raise NotanError(f"{source} is a {type(model).__name__}, whose tokens cannot be reached",
+                         "a transformer with embeddings and layers, such as CLIP's", "another encoder")
+    return model.embeddings, layers
+
+
+@contextmanager
+def changed_inside(first: nn.Module, change: Callable[..., Tensor], layers: nn.ModuleList, extra: Extra,
+                   at: int) -> Iterator[None]:
+    """While it lasts, `change` is made to what `first` gives, and before layer l `extra[l]` takes the places from `at` on."""
+    if len(extra) > len(layers):
+        raise NotanError(f"vectors for {len(extra)} layers in an encoder of {len(layers)}", "no more than it has layers",
+                         f"a depth of at most {len(layers)}")
+
+    def put(vectors: Tensor, _layer: nn.Module, args: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if args:
+            return (replaced(args[0], vectors, at), *args[1:]), named
+        return args, {**named, "hidden_states": replaced(named["hidden_states"], vectors, at)}
+
+    hooks = [first.register_forward_hook(change)]
+    hooks += [layer.register_forward_pre_hook(partial(put, vectors), with_kwargs=True)
+              for layer, vectors in zip(list(layers)[1:], extra[1:])]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def from_hub(source: str, image_size: int | None = None) -> HubEncoder:
@@ -85,7 +149,7 @@ def from_hub(source: str, image_size: int | None = None) -> HubEncoder:
     if made_for != image_size and image_size is not None and not _any_size(model):
         raise NotanError(f"{source!r} takes images of side {made_for}, the data has {image_size}", "the same side",
                          f"pass --cache-side {made_for}")
-    mean, std = _statistics(source)
+    mean, std = statistics(source)
     return HubEncoder(model, source=source, image_size=image_size or made_for, mean=mean, std=std)
 
 
@@ -129,7 +193,7 @@ def _any_size(model: nn.Module) -> bool:
         "position_embed" in name or "pos_embed" in name for name, _ in model.named_parameters())
 
 
-def _statistics(source: str) -> tuple[Sequence[float], Sequence[float]]:
+def statistics(source: str) -> tuple[Sequence[float], Sequence[float]]:
     """Pixel mean and std from the model's preprocessor_config.json; 0.5 where it has none."""
     from transformers.utils import cached_file
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from notan.nets.insert import Extra
 from notan.nets.numbers import Standardise
 from notan.nets.pixels import Normalise
 
@@ -113,7 +114,8 @@ class TextEncoder(Protocol):
     """Texts to features, with a tokenizer of its own.
 
     `tokens` gives ids and pad (B, T), True at padding, cut to `context`; `forward(ids, pad)` their states (B, T, D) and `pool`
-    what a text is of them. `config` rebuilds the module around its tokenizer (`nets.text.build_text`), without its weights.
+    what a text is of them. Vectors of `extra` stand after a text's start, where `tokens` leaves `room` for them
+    (`nets/insert.py`). `config` rebuilds the module around its tokenizer (`nets.text.build_text`), without its weights.
     """
 
     dim: int
@@ -121,12 +123,45 @@ class TextEncoder(Protocol):
     config: dict[str, Any]
     tokenizer: Any
 
-    def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]: ...    # ids, pad: (B, T)
+    def tokens(self, texts: list[str], room: int = 0) -> tuple[Tensor, Tensor]: ...                 # ids, pad: (B, T)
 
-    def forward(self, ids: Tensor, pad: Tensor | None = None) -> Tensor: ...   # (B, T) -> (B, T, D)
+    def forward(self, ids: Tensor, pad: Tensor | None = None, extra: Extra = ()) -> Tensor: ...     # (B, T) -> (B, T, D)
 
     def pool(self, states: Tensor, pad: Tensor) -> Tensor: ...          # (B, T, D) -> (B, D)
 
-    def features(self, texts: list[str]) -> Tensor: ...                 # (B, D)
+    def features(self, texts: list[str], extra: Extra = ()) -> Tensor: ...                          # (B, D)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@runtime_checkable
+class DualEncoder(Protocol):
+    """Pictures and texts in one space: an encoder and a head of each, and the temperature of its cosines.
+
+    `image` and `text` give vectors (B, d) in that space, not normalised; patches can be hidden and vectors put among the tokens
+    (`nets/insert.py`). `patches` are the patches in that space, `maps` what they are before it. `config` rebuilds the module
+    (`nets.build.build_dual`), without its weights.
+    """
+
+    dim: int                                                            # of the joint space
+    image_size: int
+    channels: int
+    config: dict[str, Any]
+    normalise: Normalise
+    image_encoder: Any                                                  # an ImageEncoder
+    text_encoder: Any                                                   # a TextEncoder
+
+    @property
+    def tau(self) -> Tensor: ...
+
+    def image(self, pixels: Tensor, mask: Tensor | None = None, extra: Extra = ()) -> Tensor: ...    # (B, C, S, S) -> (B, d)
+
+    def patches(self, pixels: Tensor) -> Tensor: ...                    # (B, C, S, S) -> (B, N, d)
+
+    def text(self, texts: list[str], extra: Extra = ()) -> Tensor: ...  # (B, d)
+
+    def features(self, pixels: Tensor) -> Tensor: ...                   # (B, C, S, S) -> (B, d)
+
+    def maps(self, pixels: Tensor) -> Tensor: ...                       # (B, C, S, S) -> (B, D, h, w)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...

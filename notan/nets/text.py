@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from notan.errors import NotanError, did_you_mean
 from notan.nets.files import load_weights, moved_into
-from notan.nets.hub import bare, fingerprint, opened
+from notan.nets.hub import bare, changed_inside, fingerprint, inside, opened
+from notan.nets.insert import Extra, count, replaced, through
 from notan.nets.language import fresh, open_tokenizer, padded, without_bars
 from notan.nets.spec import parse
 from notan.nets.vit import Block
@@ -56,26 +57,26 @@ class TextTransformer(nn.Module):
                 nn.init.normal_(linear.weight, std=std)
                 nn.init.zeros_(linear.bias)
 
-    def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Ids int64 and pad bool (True at padding), (B, T): start, at most context - 2 tokens of the text, end."""
-        end = self.tokenizer.eos_token_id
-        found = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=self.context - 2)["input_ids"]
-        return padded([[end, *row, end] for row in found], self.pos_embed.device)
+    def tokens(self, texts: list[str], room: int = 0) -> tuple[Tensor, Tensor]:
+        """Ids int64 and pad bool (True at padding), (B, T): start, `room` places, as much of the text as fits, end."""
+        end, start = self.tokenizer.eos_token_id, [self.tokenizer.eos_token_id] * (1 + room)
+        most = room_left(self.context, 2 + room)
+        found = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=most)["input_ids"]
+        return padded([[*start, *row, end] for row in found], self.pos_embed.device)
 
-    def forward(self, ids: Tensor, pad: Tensor | None = None) -> Tensor:
-        """States (B, T, D) after the last norm."""
-        x = self.token_embedding(ids) + self.pos_embed[: ids.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+    def forward(self, ids: Tensor, pad: Tensor | None = None, extra: Extra = ()) -> Tensor:
+        """States (B, T, D) after the last norm; vectors of `extra` stand after the start, where `tokens` left room for them."""
+        x = self.token_embedding(ids)
+        x = (replaced(x, extra[0], 1) if extra else x) + self.pos_embed[: ids.shape[1]]
+        return self.norm(through(self.blocks, x, extra, 1))
 
     def pool(self, states: Tensor, pad: Tensor) -> Tensor:
         """The state at each text's end: (B, T, D) to (B, D)."""
         last = (~pad).sum(1) - 1
         return states[torch.arange(len(states), device=states.device), last]
 
-    def features(self, texts: list[str]) -> Tensor:                     # (B, D)
-        return in_groups(lambda ids, pad: self.pool(self(ids, pad), pad), *self.tokens(texts))
+    def features(self, texts: list[str], extra: Extra = ()) -> Tensor:  # (B, D)
+        return in_groups(lambda ids, pad: self.pool(self(ids, pad, extra), pad), *self.tokens(texts, count(extra)))
 
 
 class HubText(nn.Module):
@@ -95,30 +96,51 @@ class HubText(nn.Module):
         self.config: dict[str, Any] = {"name": "hf-text", "source": source, "hash": hash or fingerprint(model),
                                        "architecture": settings.to_dict()}
 
-    def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        found = self.tokenizer(list(texts), truncation=True, max_length=self.context, return_tensors="pt",
+    def tokens(self, texts: list[str], room: int = 0) -> tuple[Tensor, Tensor]:
+        """Ids and pad (B, T) as the model's tokenizer makes them, with `room` places after the start."""
+        most = room_left(self.context, room)
+        found = self.tokenizer(list(texts), truncation=True, max_length=most, return_tensors="pt",
                                padding="max_length" if self.filled else True)
         ids = found["input_ids"].to(next(self.parameters()).device)
-        mask = found.get("attention_mask")
-        return ids, torch.zeros_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device) == 0
+        mask = None if self.filled else found.get("attention_mask")     # SigLIP's texts see what fills them up
+        pad = torch.zeros_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device) == 0
+        if room:                                                        # any token but a special one: its vector is not used
+            at = int(self.starts)
+            filler = next(i for i in range(len(self.tokenizer)) if i not in self.tokenizer.all_special_ids)
+            ids = torch.cat([ids[:, :at], ids.new_full((len(ids), room), filler), ids[:, at:]], dim=1)
+            pad = torch.cat([pad.new_zeros(len(pad), room), pad], dim=1)
+        return ids, pad
 
-    def forward(self, ids: Tensor, pad: Tensor | None = None) -> Tensor:
-        return self._run(ids, pad).last_hidden_state
+    @property
+    def starts(self) -> bool:
+        """Whether its tokenizer puts a token before the text (SigLIP's does not)."""
+        ids = self.tokenizer("a")["input_ids"]
+        return len(ids) > 1 and ids[0] in self.tokenizer.all_special_ids
+
+    def forward(self, ids: Tensor, pad: Tensor | None = None, extra: Extra = ()) -> Tensor:
+        return self._run(ids, pad, extra).last_hidden_state
 
     def pool(self, states: Tensor, pad: Tensor) -> Tensor:
         """The mean over a text's tokens: (B, T, D) to (B, D)."""
         real = ~pad[..., None]
         return (states * real).sum(1) / real.sum(1).clamp(min=1)
 
-    def features(self, texts: list[str]) -> Tensor:
+    def features(self, texts: list[str], extra: Extra = ()) -> Tensor:
         def read(ids: Tensor, pad: Tensor) -> Tensor:
-            out = self._run(ids, pad)
+            out = self._run(ids, pad, extra)
             return out.pooler_output if self.pooled else self.pool(out.last_hidden_state, pad)
 
-        return in_groups(read, *self.tokens(texts))
+        return in_groups(read, *self.tokens(texts, count(extra)))
 
-    def _run(self, ids: Tensor, pad: Tensor | None) -> Any:
-        return self.model(input_ids=ids, attention_mask=None if pad is None else (~pad).long())
+    def _run(self, ids: Tensor, pad: Tensor | None, extra: Extra) -> Any:
+        mask = None if pad is None else (~pad).long()
+        if not extra:
+            return self.model(input_ids=ids, attention_mask=mask)
+        embeddings, layers = inside(self.model, self.config["source"])
+        words: Any = getattr(embeddings, "token_embedding", getattr(embeddings, "word_embeddings", None))
+        at = int(self.starts)
+        with changed_inside(words, lambda _module, _inputs, x: replaced(x, extra[0], at), layers, extra, at):
+            return self.model(input_ids=ids, attention_mask=mask)
 
 
 def in_groups(read: Callable[[Tensor, Tensor], Tensor], ids: Tensor, pad: Tensor) -> Tensor:
@@ -130,6 +152,14 @@ def in_groups(read: Callable[[Tensor, Tensor], Tensor], ids: Tensor, pad: Tensor
         longest = int(lengths[rows[-1]])
         found.append(read(ids[rows, :longest], pad[rows, :longest]))
     return torch.cat(found)[order.argsort()]
+
+
+def room_left(context: int, taken: int) -> int:
+    """Tokens that a text may have. Raises `NotanError` where none are left."""
+    if taken >= context:
+        raise NotanError(f"{taken} places of {context} tokens are taken before the text", "room for at least one of its tokens",
+                         "fewer prompts, or a text encoder with a longer context")
+    return context - taken
 
 
 # ---------------------------------------------------------------------------------------------------------- to build one

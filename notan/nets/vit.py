@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from notan.errors import NotanError
+from notan.nets.insert import Extra, inserted, through
 from notan.nets.pixels import Normalise
 from notan.nets.positions import sincos_2d
 from notan.views.masks import keep_indices
@@ -126,7 +127,7 @@ class ViT(nn.Module):
         }
         self.image_size, self.channels, self.patch, self.dim, self.pool = image_size, channels, patch, dim, pool
         self.grid = (image_size // patch, image_size // patch)
-        self.tokens = self.grid[0] * self.grid[1]
+        self.tokens, self.prefix = self.grid[0] * self.grid[1], 1
         self.normalise = Normalise(image_size, channels, mean, std)
         self.patch_embed = PatchEmbed(patch, channels, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -157,14 +158,21 @@ class ViT(nn.Module):
 
     def forward(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pixels (B, C, S, S) and a mask (B, N), True = hidden, to (B, 1 + K, D)."""
+        return self.states(pixels, mask)
+
+    def states(self, pixels: Tensor, mask: Tensor | None = None, extra: Extra = ()) -> Tensor:
+        """The same with E vectors behind the patches, which have no positions (`nets/insert.py`): (B, 1 + K + E, D)."""
         x = self.embed(pixels, mask)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        L = x.shape[1]
+        x = inserted(x, extra[0], L) if extra else x
+        return self.norm(through(self.blocks, x, extra, L))
+
+    def summary(self, x: Tensor) -> Tensor:
+        """What a picture is of its tokens: (B, 1 + K, D) to (B, D)."""
+        return x[:, 1:].mean(1) if self.pool == "mean" else x[:, 0]
 
     def features(self, pixels: Tensor) -> Tensor:                       # (B, D)
-        x = self(pixels)
-        return x[:, 1:].mean(1) if self.pool == "mean" else x[:, 0]
+        return self.summary(self(pixels))
 
     def maps(self, pixels: Tensor) -> Tensor:                           # (B, D, h, w)
         return self(pixels)[:, 1:].transpose(1, 2).unflatten(2, self.grid)

@@ -15,7 +15,7 @@ from notan import catalogue, world
 from notan.data import COLUMNS, Data, DataInfo, keys
 from notan.errors import NotanError
 from notan.nets import protocols
-from notan.nets.build import build_encoder
+from notan.nets.build import build_dual, build_encoder
 from notan.nets.language import build_language, new_tokenizer
 from notan.nets.spec import parse
 from notan.nets.text import build_text
@@ -57,7 +57,7 @@ def make_tokenizers(config: Config, data: Data, home: Path) -> None:
         index = keys.shuffle(0, 0, len(data.train))[:TEXTS]
         batch = data.train.only(*words).take(index)
         for name in wanting:
-            _, options = parse(config.towers[name])
+            options = _of_texts(config.towers[name])[1]
             texts = [text for c in words for cell in batch[c] for text in ([cell] if isinstance(cell, str) else cell)]
             made = new_tokenizer(texts, options.get("vocabulary", 2000), options.get("context", 256))
             made.save_pretrained(home / name)
@@ -82,6 +82,8 @@ def info_from(record: dict[str, Any]) -> DataInfo:
 def _tower(config: Config, asked: catalogue.Parameter, info: DataInfo, home: Path | None) -> nn.Module:
     spec = config.towers[asked.name]
     build = build_language if is_language(asked) else build_text if reads_texts(asked) else None
+    if is_both(asked):
+        return _both(spec, info, asked, home)
     if build is None:
         return build_encoder(spec, info)
     if home is not None and (home / "config.yaml").exists() and (home / asked.name / "config.json").exists():
@@ -90,6 +92,21 @@ def _tower(config: Config, asked: catalogue.Parameter, info: DataInfo, home: Pat
         name, options = parse(spec)
         spec = {"name": name, **options, "tokenizer": str(home / asked.name)}
     return build(spec)
+
+
+def _both(spec: Any, info: DataInfo, asked: catalogue.Parameter, home: Path | None) -> nn.Module:
+    """A dual encoder; the tokenizer of a fresh one is in the run's folder."""
+    if home is not None and (home / "config.yaml").exists() and (home / asked.name / "config.json").exists():
+        return build_dual(str(home / asked.name))
+    if home is not None and _wants_tokenizer(spec, asked):
+        name, options = _of_texts(spec)
+        spec = {**spec, "text_encoder": {"name": name, **options, "tokenizer": str(home / asked.name)}}
+    return build_dual(spec, info)
+
+
+def is_both(asked: catalogue.Parameter) -> bool:
+    """Whether a tower is two encoders with a joint space."""
+    return asked.annotation.rsplit(".", 1)[-1] == "DualEncoder"
 
 
 def is_language(asked: catalogue.Parameter) -> bool:
@@ -105,10 +122,16 @@ def reads_texts(asked: catalogue.Parameter) -> bool:
 def _wants_tokenizer(spec: Any, asked: catalogue.Parameter) -> bool:
     """Whether `spec` is a language model or a text encoder with fresh weights and no tokenizer of its own."""
     ready = isinstance(spec, str) and (spec.startswith("hf:") or Path(spec).is_dir())
-    if ready or not (is_language(asked) or reads_texts(asked)):
+    if ready or not (is_language(asked) or reads_texts(asked) or is_both(asked)):
         return False
-    name, options = parse(spec)
+    name, options = _of_texts(spec)
     return name in ("gpt2", "text") and "tokenizer" not in options
+
+
+def _of_texts(spec: Any) -> tuple[str, dict[str, Any]]:
+    """Name and options of what reads texts: a tower itself, or of a dual encoder its text encoder."""
+    name, options = parse(spec)
+    return parse(options["text_encoder"]) if name == "dual" and "text_encoder" in options else (name, options)
 
 
 def _check_kind(config: Config, tower: nn.Module, asked: catalogue.Parameter) -> None:

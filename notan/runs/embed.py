@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from notan.data import Data, Rows, keys, open_data
 from notan.errors import NotanError
 from notan.methods._inputs import whole
-from notan.nets.build import build_encoder, load_encoder
-from notan.nets.protocols import LanguageModel, NumberEncoder
+from notan.methods._pairs import first_caption
+from notan.nets.build import build_dual, build_encoder, is_dual, load_encoder
+from notan.nets.protocols import DualEncoder, LanguageModel, NumberEncoder
 from notan.probes.features import extract
 from notan.runs.checkpoint import full_disk_explained
 from notan.runs.folder import Run
@@ -76,11 +78,25 @@ def encoding(source: str | Path | Run | nn.Module) -> Encode:
         return by_method
     encoder: Any = source if isinstance(source, nn.Module) else load_tower(source)
     encoder = encoder.eval().to(device)
+    if isinstance(encoder, DualEncoder):
+        return partial(in_one_space, encoder, device)
     if isinstance(encoder, LanguageModel):
         return lambda batch: encoder.features(batch["text"])
     if isinstance(encoder, NumberEncoder):
         return lambda batch: encoder.features(*(x.to(device) for x in whole(batch, encoder)))
     return lambda batch: encoder.features(fitted(batch["image"].to(device), encoder.channels, encoder.image_size))
+
+
+def in_one_space(model: DualEncoder, device: torch.device, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """What a batch has of pictures and texts, (B, d) each; of several captions the first."""
+    found = {}
+    if "image" in batch:
+        found["image"] = model.image(fitted(batch["image"].to(device), model.channels, model.image_size))
+    if "text" in batch or "captions" in batch:
+        found["text"] = model.text(first_caption(batch))
+    if not found:
+        raise NotanError(f"rows of {', '.join(batch)}", "pictures, texts, or both", "--column THEIRS=image")
+    return found
 
 
 def fitted(images: Tensor, channels: int, side: int) -> Tensor:
@@ -92,7 +108,9 @@ def fitted(images: Tensor, channels: int, side: int) -> Tensor:
 
 
 def load_tower(source: str | Path) -> Any:
-    """The encoder of a run, of an encoder folder, or of "hf:NAME", in eval mode."""
+    """The encoder of a run, of an encoder folder, or of "hf:NAME", in eval mode; of a released CLIP both its encoders."""
+    if is_dual(str(source)):
+        return build_dual(str(source)).eval()
     if str(source).startswith("hf:"):
         return build_encoder(str(source)).eval()
     return Run(source).encoder() if (Path(source) / "config.yaml").exists() else load_encoder(source)

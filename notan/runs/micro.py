@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from notan.errors import NotanError, check_between
 from notan.nets.norm import batch_norms
 
-CALLS = ("forward", "features", "maps")                                 # what methods ask of a tower
+CALLS = ("forward", "features", "maps", "states", "image", "patches", "text")   # what methods ask of a tower
 
 
 def in_parts(method: nn.Module, towers: Sequence[str], size: int) -> None:
@@ -48,7 +48,7 @@ def called(method: nn.Module, towers: Sequence[str]) -> list[tuple[Any, str]]:
 
 
 def parts_of(call: Callable[..., Any], size: int) -> Callable[..., Any]:
-    """`call` on `size` rows at a time. Tensors and lists as long as the first argument are cut with it."""
+    """`call` on `size` rows at a time. Tensors and lists as long as the first argument are cut with it, in tuples too."""
     @wraps(call)
     def run(x: Any, *rest: Any, **named: Any) -> Any:
         n = len(x)
@@ -56,6 +56,8 @@ def parts_of(call: Callable[..., Any], size: int) -> Callable[..., Any]:
             return call(x, *rest, **named)
 
         def cut(value: Any, i: int) -> Any:
+            if isinstance(value, tuple):
+                return tuple(cut(v, i) for v in value)
             rows = isinstance(value, (Tensor, list)) and len(value) == n
             return value[i : i + size] if rows else value
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from notan import catalogue
 from notan.data import Data, keys, open_data
 from notan.errors import NotanError, did_you_mean
+from notan.nets.build import is_dual
 from notan.probes.attributes import attribute_pairs
 from notan.probes.features import extract
 from notan.probes.fewshot import few_shot, label_curve
@@ -25,7 +26,7 @@ from notan.probes.ridge import ridge
 from notan.probes.segmentation import segmentation
 from notan.probes.zero_shot import PROMPTS, class_features, zero_shot
 from notan.runs import study
-from notan.runs.build import reads_texts
+from notan.runs.build import is_both, reads_texts
 from notan.runs.embed import encoding, features_by_name, fitted, load_tower
 from notan.runs.folder import Run
 from notan.runs.watch import probed
@@ -129,10 +130,10 @@ def _fitting(run: str | Path, data: Data) -> list[str]:
 
 
 def reads_both(run: str | Path) -> bool:
-    """Whether a run's method brings pictures and texts to one space."""
+    """Whether a run's method, or a released model, brings pictures and texts to one space."""
     if not (Path(run) / "config.yaml").exists():
-        return False
-    return any(reads_texts(tower) for tower in catalogue.method(Run(run).settings.method).towers)
+        return is_dual(str(run))
+    return any(reads_texts(tower) or is_both(tower) for tower in catalogue.method(Run(run).settings.method).towers)
 
 
 def _by_words(run: str | Path, data: Data, rows: int, asked: list[str], prompts: Sequence[str]) -> dict[str, dict[str, Any]]:

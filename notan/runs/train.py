@@ -157,6 +157,8 @@ def _run(config: Config, data: Data, folder: Path, accelerator: Accelerator, hea
         if world.is_main():
             for tower in config.towers:
                 save_encoder(getattr(method, tower), folder / tower)
+            if "dual" in catalogue.method(config.method).has:
+                save_encoder(method.dual(), folder / "dual")            # type: ignore[operator]
         teller.end({"peak_mb": machine.peak_mb(), "profile": profile.seconds})
     except Stopped as stopped:
         raise Stopped(f"{stopped} in {folder}; the same command goes on from there") from None
@@ -320,7 +322,7 @@ def _explained(config: Config, now: Round, folder: Path, method: nn.Module, data
 def _clear(folder: Path, config: Config) -> None:
     """Remove a run, and nothing else, from a folder."""
     if (folder / "config.yaml").exists():
-        for name in ("config.yaml", "metrics.jsonl", "report.html", "state", "tensorboard", "debug", *config.towers):
+        for name in ("config.yaml", "metrics.jsonl", "report.html", "state", "tensorboard", "debug", "dual", *config.towers):
             part = folder / name
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
