@@ -95,7 +95,7 @@ class CLIP(nn.Module):
         return joint(batch, self.image_encoder, self.image_head, self.text_encoder, self.text_head)
 
     def dual(self) -> Dual:
-        return Dual(self.image_encoder, self.text_encoder, self.image_head, self.text_head, tau=float(self.tau))
+        return Dual(self.image_encoder, self.text_encoder, self.image_head, self.text_head, tau=float(self.tau.detach()))
 
     def dense(self, batch: dict) -> Tensor:
         return self.image_encoder.maps(whole(batch, self.image_encoder.image_size))             # (B, D, h, w)

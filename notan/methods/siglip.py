@@ -90,7 +90,8 @@ class SigLIP(nn.Module):
         return joint(batch, self.image_encoder, self.image_head, self.text_encoder, self.text_head)
 
     def dual(self) -> Dual:
-        return Dual(self.image_encoder, self.text_encoder, self.image_head, self.text_head, tau=float((-self.log_scale).exp()))
+        tau = float((-self.log_scale.detach()).exp())
+        return Dual(self.image_encoder, self.text_encoder, self.image_head, self.text_head, tau=tau)
 
     def dense(self, batch: dict) -> Tensor:
         return self.image_encoder.maps(whole(batch, self.image_encoder.image_size))             # (B, D, h, w)
