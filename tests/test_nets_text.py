@@ -113,6 +113,27 @@ def test_a_text_model_of_transformers_is_one(make, tmp_path):
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["name"] == "hf-text"
 
 
+@pytest.mark.parametrize("said", [{"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, {"pooling_mode": "cls"}])
+def test_a_sentence_encoder_pools_as_its_makers_say(said, tmp_path):
+    tokenizer = tiny_text_encoder().tokenizer
+    wide = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    BertModel(BertConfig(**wide, vocab_size=len(tokenizer), max_position_embeddings=16)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    mean = build_text(f"hf:{tmp_path}").eval()
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 24, **said}))
+    first = build_text(f"hf:{tmp_path}").eval()
+    states = first(*first.tokens(["a cat"]))
+    torch.testing.assert_close(first.features(["a cat"]), states[:, 0])
+    torch.testing.assert_close(mean.features(["a cat"]), states.mean(1))
+    save_encoder(first, tmp_path / "kept")
+    torch.testing.assert_close(load_encoder(tmp_path / "kept").features(SAID), first.features(SAID))
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
+    with pytest.raises(NotanError, match="pools its tokens by max"):
+        build_text(f"hf:{tmp_path}")
+
+
 def test_what_cannot_be_built_is_named(tmp_path):
     with pytest.raises(NotanError, match="no text encoder 'txt'"):
         build_text("txt:dim=8")

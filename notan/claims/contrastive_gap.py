@@ -85,9 +85,9 @@ class Twins(nn.Module):
         self.register_buffer("turn", torch.eye(dim))
 
     def encode(self, batch: dict) -> Tensor:                            # (B, 2 d): both sides
-        x = whole(batch, self.encoders[0].image_size)
-        a, b = (to(encoder.features(x)) for encoder, to in zip(self.encoders, self.heads))
-        return torch.cat([F.normalize(a, dim=1), F.normalize(b, dim=1) @ self.turn.T], dim=1)
+        x = whole(batch, self.encoders[0].image_size)                   # type: ignore[arg-type]
+        a, b = (to(encoder.features(x)) for encoder, to in zip(self.encoders, self.heads))      # type: ignore[operator]
+        return torch.cat([F.normalize(a, dim=1), F.normalize(b, dim=1) @ self.turn.T], dim=1)   # type: ignore[operator]
 
     def loss(self, batch: dict, progress: Progress) -> dict[str, Tensor]:
         return {"loss": both_ways(*self.encode(batch).chunk(2, dim=1), tau=0.01)}

@@ -82,11 +82,13 @@ class TextTransformer(nn.Module):
 class HubText(nn.Module):
     """A text model of `transformers` behind the protocol of text encoders.
 
-    A text is the model's pooled output where it was trained to be one (CLIP's, SigLIP's), else the mean of its tokens' states.
+    A text is the model's pooled output where it was trained to be one (CLIP's, SigLIP's), else the mean of its tokens' states or,
+    with pooling "cls", the state of the first.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, *, source: str, hash: str = "") -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, *, source: str, hash: str = "", pooling: str = "mean") -> None:
         super().__init__()
+        self.pooling = pooling
         settings: Any = model.config
         self.model, self.tokenizer, self.dim = model, tokenizer, int(settings.hidden_size)
         most = getattr(settings, "max_position_embeddings", None) or 512
@@ -94,7 +96,7 @@ class HubText(nn.Module):
         self.pooled = settings.model_type in ("clip_text_model", "siglip_text_model", "siglip2_text_model")
         self.filled = settings.model_type.startswith("siglip")          # trained on texts filled up to the context
         self.config: dict[str, Any] = {"name": "hf-text", "source": source, "hash": hash or fingerprint(model),
-                                       "architecture": settings.to_dict()}
+                                       "architecture": settings.to_dict(), "pooling": pooling}
 
     def tokens(self, texts: list[str], room: int = 0) -> tuple[Tensor, Tensor]:
         """Ids and pad (B, T) as the model's tokenizer makes them, with `room` places after the start."""
@@ -121,7 +123,9 @@ class HubText(nn.Module):
         return self._run(ids, pad, extra).last_hidden_state
 
     def pool(self, states: Tensor, pad: Tensor) -> Tensor:
-        """The mean over a text's tokens: (B, T, D) to (B, D)."""
+        """The mean over a text's tokens, or what its first is: (B, T, D) to (B, D)."""
+        if self.pooling == "cls":
+            return states[:, 0]
         real = ~pad[..., None]
         return (states * real).sum(1) / real.sum(1).clamp(min=1)
 
@@ -190,7 +194,26 @@ def from_hub(source: str) -> HubText:
     model = getattr(model, "text_model", model)
     if getattr(model, "main_input_name", "input_ids") != "input_ids" or not hasattr(model.config, "vocab_size"):
         raise NotanError(f"{source!r} is a {type(model).__name__}, which reads no text", "a text model")
-    return HubText(model, open_tokenizer(source), source=source)
+    return HubText(model, open_tokenizer(source), source=source, pooling=_pooling(source))
+
+
+def _pooling(source: str) -> str:
+    """How the makers of a sentence encoder pool its tokens, as a file beside it says; the mean where there is none.
+
+    Raises `NotanError` for a way that is neither the mean nor the first token.
+    """
+    from transformers.utils import cached_file
+
+    path = cached_file(source, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False,
+                       _raise_exceptions_for_connection_errors=False)
+    config = json.loads(Path(path).read_text()) if path else {}
+    modes = [name.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
+             for name, on in config.items() if name.startswith("pooling_mode_") and on is True]
+    modes = modes or [config.get("pooling_mode", "mean")]
+    if modes not in (["mean"], ["cls"]):
+        raise NotanError(f"{source!r} pools its tokens by {' and '.join(map(str, modes))}", "their mean, or the first of them",
+                         "another sentence encoder")
+    return str(modes[0])
 
 
 def load_text(folder: Path) -> TextTransformer | HubText:
@@ -200,7 +223,8 @@ def load_text(folder: Path) -> TextTransformer | HubText:
     if config["name"] == "text":
         encoder = TextTransformer(tokenizer, **{k: config[k] for k in SIZES})
     else:
-        encoder = HubText(bare(config["architecture"]), tokenizer, source=config["source"], hash=config["hash"])
+        encoder = HubText(bare(config["architecture"]), tokenizer, source=config["source"], hash=config["hash"],
+                          pooling=config.get("pooling", "mean"))
     load_weights(encoder, folder / "model.safetensors")
     return encoder.eval()
 
