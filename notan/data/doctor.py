@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from notan.data.build import build, choose_form
-from notan.data.cache import decoded, scan
+from notan.data.cache import cache_root, decoded, scan
 from notan.data.columns import COLUMNS
-from notan.data.open import cache_root, read
+from notan.data.open import read
 from notan.data.raw import Raw
 from notan.data.table import Data, Rows
 from notan.errors import NotanError
