@@ -151,7 +151,7 @@ def bytes_of(file: BinaryIO, start: int, size: int) -> bytes:
     file.seek(start)
     found = file.read(size)
     if len(found) < size:
-        raise OSError(f"the file ended at byte {start + len(found):,}")
+        raise OSError(f"it has no bytes {start:,} to {start + size:,}")
     return found
 
 

@@ -42,6 +42,7 @@ class TarShard:
         self.name, self.path = str(path), str(path)
         self.plan: Plan | None = None
         self.features: dict[str, Any] = {}
+        self._stamp = stamp_of([path])
         noted = _noted(self.path, "index", cache, self._look_through)
         self.keys: list[str] = noted["keys"]
         self.kinds: dict[str, str] = noted["kinds"]  # of the columns that are members: picture, txt, cls, and json itself
@@ -83,6 +84,8 @@ class TarShard:
         cells: dict[str, list[Any]] = {column: [] for column in columns}
         fields: dict[str, Any] = {}
         with open(self.path, "rb") as file:
+            if stamp_of([self.path]) != self._stamp:
+                raise OSError("it has changed")
             for row in range(start, stop):
                 if not set(columns) <= set(self.kinds):
                     fields = self._fields(file, row)
@@ -122,7 +125,7 @@ class TarShard:
                 raise ValueError(f"a {type(fields).__name__}")
         except ValueError as error:
             raise NotanError(f"the .json of {self.where(row)} is no JSON object ({why(error)})",
-                             "{...} with a name for each field", "write it again, or leave the sample out") from error  # fmt: skip
+                             "{...}, one name for each field", "write it again, or leave the sample out") from error  # fmt: skip
         return fields
 
     def _look_through(self) -> dict[str, Any]:
@@ -195,7 +198,7 @@ def check_members(name: str, shards: Sequence[TarShard], columns: Sequence[str])
             continue
         kind = shards[0].kinds.get(column, "json")
         first = next(shard.where(int(those[0])) for shard, those in zip(shards, lacking) if len(those))
-        what = called(column, kind)
+        what = called("json" if kind == "json" else column, kind)
         if kind == "picture":
             notes.append(f"{count:,} of {rows:,} samples have no picture (first: {first}): they count as unreadable.")
         else:
