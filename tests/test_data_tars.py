@@ -353,7 +353,7 @@ def test_tars_beside_pictures_are_left_alone_and_said(tmp_path):
 def test_the_doctor_says_what_is_there(tmp_path):
     for find in (diagnose, diagnose_stream):
         said = " | ".join(f.what for f in find(shards(tmp_path / "t", 60)))
-        assert "2 tars with 60 samples" in said and "48 training rows have a caption each, of 2 to 2 words, median 2" in said
+        assert "2 tars with 60 samples" in said and "48 training rows have a caption each, of 2 words, median 2" in said
         found = find(with_one(tmp_path, "a/00003.txt", None))
         assert len(found) == 1 and found[0].severity == "error" and "have no .txt" in found[0].what
         (tmp_path / "x.tar").unlink()

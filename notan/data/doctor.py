@@ -165,9 +165,8 @@ def _texts(data: Data) -> Iterator[Finding]:
     every = [[cell] if isinstance(cell, str) else cell for cell in cells]
     texts = [text.strip() for some in every for text in some]
     words, per = np.array([len(text.split()) for text in texts]), np.array([len(some) for some in every])
-    each = f"{per.min()} to {per.max()} captions each" if per.max() > 1 else "a caption each"
-    yield Finding("note", f"{len(every):,} training rows have {each}, of {words.min()} to {words.max()} words, median "
-                  f"{int(np.median(words))}")  # fmt: skip
+    each = f"{_span(per)} captions each" if per.max() > 1 else "a caption each"
+    yield Finding("note", f"{len(every):,} training rows have {each}, of {_span(words)} words, median {int(np.median(words))}")
     times = Counter(texts)
     said, most = times.most_common(1)[0]
     if repeated := len(texts) - len(times):
@@ -211,6 +210,11 @@ def _pixels(data: Data) -> Iterator[Finding]:
                           "decide which label is right")  # fmt: skip
     if flat:
         yield Finding("warning", f"{len(flat):,} pictures are one flat colour: {_some(flat)}", "remove them")
+
+
+def _span(numbers: np.ndarray) -> str:
+    low, high = int(numbers.min()), int(numbers.max())
+    return f"{low} to {high}" if low < high else f"{low}"
 
 
 def _each(rows: Rows, chunk: int = 512) -> Iterator[tuple[int, np.ndarray]]:

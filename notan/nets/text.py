@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,10 @@ class TextTransformer(nn.Module):
         found = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=self.context - 2)["input_ids"]
         return padded([[end, *row, end] for row in found], self.pos_embed.device)
 
+    def lengths(self, texts: list[str]) -> list[int]:
+        """How many tokens each text would have if none were cut, start and end among them."""
+        return [len(row) + 2 for row in self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+
     def forward(self, ids: Tensor, pad: Tensor | None = None) -> Tensor:
         """States (B, T, D) after the last norm."""
         x = self.token_embedding(ids) + self.pos_embed[: ids.shape[1]]
@@ -102,6 +106,10 @@ class HubText(nn.Module):
         mask = found.get("attention_mask")
         return ids, torch.zeros_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device) == 0
 
+    def lengths(self, texts: list[str]) -> list[int]:
+        """How many tokens each text would have if none were cut, special ones among them."""
+        return [len(row) for row in self.tokenizer(list(texts), verbose=False)["input_ids"]]
+
     def forward(self, ids: Tensor, pad: Tensor | None = None) -> Tensor:
         return self._run(ids, pad).last_hidden_state
 
@@ -119,6 +127,21 @@ class HubText(nn.Module):
 
     def _run(self, ids: Tensor, pad: Tensor | None) -> Any:
         return self.model(input_ids=ids, attention_mask=None if pad is None else (~pad).long())
+
+
+class Cut(NamedTuple):
+    """How many of some texts are longer than `context` tokens and lose their ends, and how many tokens the longest has."""
+
+    cut: int
+    of: int
+    longest: int
+    context: int
+
+
+def cut(encoder: TextTransformer | HubText, texts: list[str]) -> Cut:
+    """How many of these texts the encoder cuts: counts of tokens, what `tokens` adds among them."""
+    lengths = encoder.lengths(texts) if texts else []
+    return Cut(sum(n > encoder.context for n in lengths), len(lengths), max(lengths, default=0), encoder.context)
 
 
 def in_groups(read: Callable[[Tensor, Tensor], Tensor], ids: Tensor, pad: Tensor) -> Tensor:

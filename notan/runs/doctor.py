@@ -7,6 +7,7 @@ from typing import Any
 
 from notan.data.doctor import Finding, diagnose, diagnose_stream
 from notan.errors import NotanError
+from notan.runs.captions import told
 from notan.runs.folder import Run
 
 
@@ -43,6 +44,7 @@ def _run(run: Run) -> list[Finding]:
         step = records[-1]["step"] if records else 0
         found.append(Finding("warning", f"it is not finished: step {step} of {run.settings.steps}",
                              "the same `notan train` command goes on from there"))
+    found += [Finding("note", said.rstrip("."), "") for said in told(run.facts)]
     for r in records:
         if "alarm" in r:
             found.append(Finding("warning", f"step {r['step']}: {r['message']}", ""))
