@@ -189,6 +189,23 @@ def test_members_of_a_sample_need_not_follow_one_another_and_labels_may_be_names
         assert data.info.classes == ("a", "b") and batch["label"].tolist() == [i % 2 for i in numbers(batch["image"])]
 
 
+def test_keys_are_what_is_before_the_first_dot_of_the_base_name(tmp_path):
+    names = ["./a/b.c/d.png", "./a/b.c/d.e.txt", "d.PNG", "./d.txt", "__MACOSX/d.png", "./._d.png"]
+    index = look_through(str(tar(tmp_path / "x.tar", dict.fromkeys(names, b"x"))))
+    assert index.keys == ["a/b.c/d", "d"] and index.kinds == {"image": "picture", "e": "txt", "text": "txt"}
+    assert {column: (places[:, 1]).tolist() for column, places in index.places.items()} == {
+        "image": [1, 1], "e": [1, -1], "text": [-1, 1]}
+    assert index.unread == {}
+
+
+def test_texts_of_several_lines_are_one_caption_and_that_is_said(tmp_path):
+    path = tar(tmp_path / "x.tar", {f"{i}.{s}": c for i in range(10) for s, c in (("png", png(i)), ("txt", b" a\nb \n"))})
+    for stream in (False, True):
+        data = open_data(path, stream=stream)
+        assert data.train.take([0])["text"] == ["a\nb"] and any("several captions are a list in the .json" in n for n in data.notes)
+    assert not any("several captions" in note for note in open_data(shards(tmp_path / "t")).notes)
+
+
 @pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_long_and_foreign_names_and_what_is_no_file(tmp_path, kind):
     long = "folder/" * 30 + "ä" * 60

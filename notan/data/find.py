@@ -31,7 +31,8 @@ def tables_of(path: Path) -> tuple[dict[str, list[Path]], list[str]]:
     elif not any(tabular.values()) and (wrapped := [other for other in others if other.lower().endswith(PACKED)]):
         raise packed(wrapped[0])
     if list(folders) == ["train"]:  # train.parquet, test.parquet side by side
-        tabular = _by_name(tabular["train"])
+        tabular, left = _by_name(tabular["train"])
+        notes += left
     if not any(tabular.values()):
         suffixes = Counter(Path(other).suffix.lower() or "no suffix" for other in others)
         there = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5))
@@ -74,14 +75,17 @@ def _beside_tars(others: Sequence[str]) -> list[str]:
     return [f"Files not read beside the tars: {', '.join(f'{n:,} {kind}' for kind, n in there.most_common())}."] if there else []
 
 
-def _by_name(paths: list[Path]) -> dict[str, list[Path]]:
-    """Files named after splits (train-00000-of-00002.parquet, birds-test-000.tar), else all of them as one table."""
+def _by_name(paths: list[Path]) -> tuple[dict[str, list[Path]], list[str]]:
+    """Files named after splits (train-00000-of-00002.parquet, birds-test-000.tar), else all of them as one table; and notes."""
     word = {path: _word(path.stem.lower().replace("_", "-").replace(".", "-").split("-")) for path in paths}
     train, test = pick_splits(list(word.values()))
     if not train:
-        return {"train": paths}
+        return {"train": paths}, []
     names = {"train": train} | ({"test": test} if test else {})
-    return {name: [p for p in paths if word[p] == w] for name, w in names.items()}
+    left = sorted(path.name for path in paths if word[path] not in names.values())
+    listed = ", ".join(left[:5]) + (f" and {len(left) - 5:,} more" if len(left) > 5 else "")
+    notes = [f"Files not used beside {' and '.join(names.values())}: {listed}."] if left else []
+    return {name: [p for p in paths if word[p] == w] for name, w in names.items()}, notes
 
 
 def _word(words: list[str]) -> str:
@@ -92,7 +96,7 @@ def _word(words: list[str]) -> str:
 def expanded(spec: str) -> list[Path]:
     """The files of a pattern such as shards-{000..009}.tar, [] where `spec` is none. Raises NotanError for files that lack."""
     found = re.search(r"\{(\d+)\.\.(\d+)\}", spec)
-    if found is None:
+    if found is None or Path(spec).exists():
         return []
     first, last = found.groups()
     if not int(first) <= int(last) < int(first) + MOST:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -144,6 +145,9 @@ def _beside(splits: dict[str, dict[str, Any]], others: set[str], root: Path, not
         raise NotanError(f"{len(lacking):,} of {len(every):,} pictures of {root} have no caption (first: "
                          f"{os.path.relpath(lacking[0], root)} is missing)", "a .txt of the same name beside every picture",
                          "write them, or move these pictures elsewhere")  # fmt: skip
+    if shared := [path for path, pictures in Counter(every).items() if pictures > 1]:
+        notes.append(f"{len(shared):,} texts lie beside several pictures, and are captions of each "
+                     f"({os.path.relpath(shared[0], root)} ...).")  # fmt: skip
     return wanted
 
 

@@ -1,8 +1,8 @@
 """Tars: shards in WebDataset's layout (see members.py), the columns of whose samples are members KEY.EXT.
 
-A picture's suffix alone is `image`, .txt is `text`, .cls is `label`, the fields of .json are columns by their names, and
-NAME.jpg and NAME.txt are the column NAME. A tar is looked through once, and what is where is noted in the cache; from then
-on any block is read alone. Pictures stay places in the file until they are decoded.
+A picture's suffix alone is `image`, .txt is `text` (one, whatever lines it has), .cls is `label`, the fields of .json are
+columns by their names, and NAME.jpg and NAME.txt are the column NAME. A tar is looked through once, and what is where is noted
+in the cache; from then on any block is read alone. Pictures stay places in the file until they are decoded.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class TarShard:
         self.kinds: dict[str, str] = noted["kinds"]  # of the columns that are members: picture, txt, cls, and json itself
         self.places = {column: np.array(flat, dtype=np.int64).reshape(-1, 2) for column, flat in noted["places"].items()}
         self.fields: dict[str, bool] = noted["fields"]  # of .json in the first samples: whether it is a number
+        self.lines: bool = noted["lines"]  # whether some .txt of the first samples has several lines
         self.unread: dict[str, int] = noted["unread"]
         self.blocks = blocks_of(len(self.keys))
         self.found, self.numeric = [*self.kinds], [name for name, number in self.fields.items() if number]
@@ -134,11 +135,13 @@ class TarShard:
         self.keys, self.kinds, self.places = index.keys, index.kinds, index.places
         with open(self.path, "rb") as file:
             some = [self._fields(file, int(row)) for row in islice(np.flatnonzero(self.has("json")), BLOCK)]
+            texts = islice(np.flatnonzero(self.has("text")), BLOCK) if self.kinds.get("text") == "txt" else ()
+            lines = any(b"\n" in bytes_of(file, *self.places["text"][row].tolist()).strip() for row in texts)
         names = dict.fromkeys(name for fields in some for name in fields)
         cells = {name: [fields[name] for fields in some if fields.get(name) is not None] for name in names}
         return {"keys": index.keys, "kinds": index.kinds, "places": {c: x.ravel().tolist() for c, x in index.places.items()},
                 "fields": {name: bool(those) and all(map(is_number, those)) for name, those in cells.items()},
-                "unread": index.unread}  # fmt: skip
+                "lines": lines, "unread": index.unread}  # fmt: skip
 
     def _counted(self, label: str) -> list[tuple[Any, int]]:
         values = (value for a, b in self.blocks for value in self._cells([label], a, b)[label])
@@ -182,6 +185,8 @@ def settle(shards: Sequence[TarShard]) -> list[str]:
         fields = [name for name in shard.fields if name not in kinds] if "json" in kinds else []
         shard.found = [column for column in kinds if column != "json"] + fields
         shard.numeric = [name for name in shard.numeric if name in fields]
+    if "text" in kinds and any(shard.lines for shard in shards):
+        notes.append("A .txt with several lines is one caption; several captions are a list in the .json.")
     unread = sum((Counter(shard.unread) for shard in shards), Counter[str]())
     if unread:
         listed = ", ".join(f"{count:,} {what}" for what, count in unread.most_common(5)) + (", ..." if len(unread) > 5 else "")

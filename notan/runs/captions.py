@@ -12,6 +12,7 @@ from notan.data import COLUMNS, Data, keys
 from notan.nets.text import cut
 from notan.runs.build import TEXTS, reads_texts
 from notan.runs.config import Config
+from notan.runs.folder import Run
 
 
 def cut_captions(config: Config, method: nn.Module, data: Data) -> dict[str, dict[str, dict[str, int]]]:
@@ -28,6 +29,13 @@ def cut_captions(config: Config, method: nn.Module, data: Data) -> dict[str, dic
     texts = [text for c in words for cell in batch[c] for text in ([cell] if isinstance(cell, str) else cell)]
     looked = {"rows": len(index), "training": data.rows}
     return {"captions": {name: {**cut(getattr(method, name), texts)._asdict(), **looked} for name in towers}}
+
+
+def cut_by(run: Run, texts: list[str]) -> str:
+    """A sentence on how many of these texts the text encoder of a run cuts, "" where it cuts none."""
+    towers = [tower.name for tower in catalogue.method(run.settings.method).towers if reads_texts(tower)]
+    every = {"rows": 0, "training": 0}
+    return " ".join(sentence({**found._asdict(), **every}) for name in towers if (found := cut(run.encoder(name), texts)).cut)
 
 
 def told(facts: Mapping[str, Any]) -> list[str]:
