@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from notan.data import keys
-from notan.data.cache import workers, write_whole
+from notan.data.cache import CHUNK, workers, write_whole
 from notan.data.pictures import SUFFIXES, Files, stamp_of
 from notan.data.raw import Raw
 from notan.errors import NotanError
@@ -58,9 +58,9 @@ def read_pictures(root: Path) -> Raw:
     else `text`. Raises NotanError when a text has no line or is no UTF-8.
     """
     raw, beside = find_pictures(root)
-    texts = {split: lines_of(paths) for split, paths in beside.items()}
+    texts = {split: [*lines_of(paths)] for split, paths in beside.items()}
     if texts:
-        column = _column_of(texts, beside, root)
+        column = _column_of({split: [*map(len, every)] for split, every in texts.items()}, beside, root)
         tables = {"train": raw.train} | ({"test": raw.test} if raw.test is not None else {})
         for split, every in texts.items():
             tables[split][column] = every if column == "captions" else [lines[0] for lines in every]
@@ -112,16 +112,17 @@ def column_beside(beside: Mapping[str, Sequence[str]], root: Path, cache: Path) 
     kept = cache / "captions" / f"{hashlib.blake2b(about.encode(), digest_size=10).hexdigest()}.json"
     with contextlib.suppress(OSError, ValueError):
         return json.loads(kept.read_text())["column"]
-    column = _column_of({split: lines_of(paths) for split, paths in beside.items()}, beside, root)
+    column = _column_of({split: [*map(len, lines_of(paths))] for split, paths in beside.items()}, beside, root)
     with contextlib.suppress(OSError):  # the cache is a convenience
         write_whole(kept, lambda file: file.write(json.dumps({"column": column}).encode()))
     return column
 
 
-def lines_of(paths: Sequence[str]) -> list[list[str]]:
+def lines_of(paths: Sequence[str]) -> Iterator[list[str]]:
     """The lines of text files that are not blank."""
     with ThreadPoolExecutor(workers()) as pool:
-        return list(pool.map(_lines, paths))
+        for first in range(0, len(paths), CHUNK):
+            yield from pool.map(_lines, paths[first : first + CHUNK])
 
 
 def text_beside(path: str) -> str:
@@ -151,14 +152,14 @@ def _beside(splits: dict[str, dict[str, Any]], others: set[str], root: Path, not
     return wanted
 
 
-def _column_of(texts: Mapping[str, Sequence[list[str]]], beside: Mapping[str, Sequence[str]], root: Path) -> str:
-    """`captions` where some text has several lines, else `text`."""
-    empty = [path for name, paths in beside.items() for path, lines in zip(paths, texts[name]) if not lines]
+def _column_of(lines: Mapping[str, Sequence[int]], beside: Mapping[str, Sequence[str]], root: Path) -> str:
+    """`captions` where some text has several lines, else `text`. `lines`: how many each has."""
+    empty = [path for name, paths in beside.items() for path, count in zip(paths, lines[name]) if not count]
     if empty:
         raise NotanError(f"{len(empty):,} of {sum(map(len, beside.values())):,} caption files of {root} are empty (first: "
                          f"{os.path.relpath(empty[0], root)})", "a caption in each",
                          "write them, or move these pictures elsewhere")  # fmt: skip
-    return "captions" if any(len(lines) > 1 for every in texts.values() for lines in every) else "text"
+    return "captions" if any(count > 1 for every in lines.values() for count in every) else "text"
 
 
 def _lines(path: str) -> list[str]:

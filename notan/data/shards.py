@@ -117,7 +117,7 @@ class FileShard:
         return columns
 
     def _texts(self, paths: Sequence[str]) -> list[Any]:
-        found = lines_of(paths)
+        found = [*lines_of(paths)]
         for path, lines in zip(paths, found):
             if not lines or (self.texts == "text" and len(lines) > 1):
                 had = "one" if self.texts == "text" else "some"
