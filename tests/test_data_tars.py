@@ -151,8 +151,20 @@ def test_splits_are_those_of_folders_of_names_and_of_patterns(tmp_path):
         assert one.rows + len(one.test) == 6 and any("A tar with 6 samples" in note for note in one.notes)
         with pytest.raises(NotanError, match=r"1 of the 3 files of .*first: \S*birds-train-002\.tar"):
             open_data(f"{tmp_path}/n/birds-train-{{000..002}}.tar", stream=stream)
-    with pytest.raises(NotanError, match="counts from 003 to 001"):
-        open_data(f"{tmp_path}/n/birds-train-{{003..001}}.tar")
+    for pattern, said in (("{003..001}.tar", "counts from 003 to 001"), ("{0..1}.tar.gz", "is a compressed tar"),
+                          ("{0..1}.jpg", r"is a pattern of \.jpg")):
+        with pytest.raises(NotanError, match=said):
+            open_data(f"{tmp_path}/n/birds-train-{pattern}")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_columns_that_the_test_tars_lack_are_left_out_as_those_of_tables_are(tmp_path, stream):
+    shards(tmp_path / "t" / "train", 20)
+    tar(tmp_path / "t" / "test" / "0.tar", {f"{i}.{s}": c for i in range(6) for s, c in (("png", png(i)), ("txt", b"it"))})
+    data = open_data(tmp_path / "t", stream=stream)
+    assert data.info.columns == ("image", "text") and (data.rows, len(data.test)) == (20, 6)
+    assert any("Column label is not in the test split and is left out" in note for note in data.notes)
+    assert "train: 2 tars with 20 samples." in data.notes and "test: A tar with 6 samples." in data.notes
 
 
 @pytest.mark.parametrize("suffix, means", [

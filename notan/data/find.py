@@ -98,6 +98,11 @@ def expanded(spec: str) -> list[Path]:
     found = re.search(r"\{(\d+)\.\.(\d+)\}", spec)
     if found is None or Path(spec).exists():
         return []
+    if spec.lower().endswith(PACKED):
+        raise packed(spec)
+    if (suffix := Path(spec).suffix.lower()) not in KINDS:
+        seen = f"{spec} is a pattern of {suffix or 'files without suffix'}"
+        raise NotanError(seen, f"one of {', '.join(KINDS)}", "name the folder")
     first, last = found.groups()
     if not int(first) <= int(last) < int(first) + MOST:
         raise NotanError(f"the pattern {spec!r} counts from {first} to {last}", f"upwards, at most {MOST:,} files", "{000..009}")

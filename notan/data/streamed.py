@@ -115,8 +115,8 @@ def files(
         else:
             with ThreadPoolExecutor(workers()) as pool:
                 shards[part] = list(pool.map(LineShard, some))
-    if suffix == ".tar":
-        notes += settle([shard for some in shards.values() for shard in some])
+        if suffix == ".tar":
+            notes += [f"{part}: {note}" if len(paths) > 1 else note for note in settle(shards[part])]
     bases = {part: str(some[0].parent) for part, some in paths.items()}
     return _tables(name, shards, columns, bases, cache, notes, stamp_of(sorted(map(str, every))))
 

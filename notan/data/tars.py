@@ -34,7 +34,7 @@ VERSION = 1  # of what is noted
 
 
 class TarShard:
-    """A tar. Before it is read it needs a `plan`, and `settle` with the tars beside it."""
+    """A tar. Before it is read it needs a `plan`, and `settle` with the tars of its split."""
 
     seekable = True
 
@@ -162,7 +162,7 @@ def tar_shards(paths: Iterable[Path], cache: Path | None) -> list[TarShard]:
 
 
 def settle(shards: Sequence[TarShard]) -> list[str]:
-    """Give all shards the same columns of members, those that half of the samples have; returns what there is, as notes.
+    """Give the tars of a split the same columns of members, those that half of the samples have; returns what there is, as notes.
 
     Raises NotanError where a column is a picture in one tar and a text in another.
     """
