@@ -59,6 +59,8 @@ def parser(argv: list[str]) -> argparse.ArgumentParser:
     _inspect_flags(parts["inspect"], argv)
     _export_flags(parts["export"])
     parts["doctor"].add_argument("what", metavar="RUN|DATA", help="a run folder, or anything --data takes")
+    parts["doctor"].add_argument("--stream", action="store_true", help="open the data as one that does not fit: look at the rows "
+                                                                       "that a run with --stream keeps at hand")
     _claim_flags(parts["claim"])
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         raise NotanError(f"there is no command {argv[0]!r}", "one of " + ", ".join(COMMANDS),
@@ -68,7 +70,8 @@ def parser(argv: list[str]) -> argparse.ArgumentParser:
 
 # ------------------------------------------------------------------------------------------------------------- flags
 
-DATA_HELP = "a folder (images by class, parquet, csv, jsonl), a `datasets` name or folder, or a built-in source"
+DATA_HELP = ("a folder (images by class, with texts beside them or not; parquet, csv, jsonl, WebDataset tars), such a file, "
+             "shards-{000..009}.tar, a `datasets` name or folder, or a built-in source")
 
 
 def _data_flags(p: argparse.ArgumentParser, default: str | None = "fashion-mnist", stream: bool = True) -> None:
@@ -83,7 +86,7 @@ def _data_flags(p: argparse.ArgumentParser, default: str | None = "fashion-mnist
                    help="share of unreadable pictures to skip and name; beyond it nothing starts (default: %(default)s)")
     if stream:
         g.add_argument("--stream", action="store_true",
-                       help="read the rows as they are needed: for folders, table files and hub names that do not fit")
+                       help="read the rows as they are needed: for folders, table files, tars and hub names that do not fit")
 
 
 def _budget_flags(p: argparse.ArgumentParser) -> None:
@@ -374,7 +377,7 @@ def _export(args: argparse.Namespace) -> None:
 def _doctor(args: argparse.Namespace) -> int:
     from notan.runs.doctor import doctor
 
-    return doctor(args.what, _console())
+    return doctor(args.what, _console(), args.stream)
 
 
 def _claim(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from notan.methods._example import texts, tiny_text_encoder
 from notan.nets.build import load_encoder, save_encoder
 from notan.nets.language import new_tokenizer
 from notan.nets.protocols import ImageEncoder, LanguageModel, TextEncoder
-from notan.nets.text import GROUP, HubText, TextTransformer, build_text, in_groups
+from notan.nets.text import GROUP, HubText, TextTransformer, build_text, cut, in_groups
 
 SAID = texts(12)["text"]
 
@@ -84,6 +84,13 @@ def test_it_is_kept_and_opened_whole(encoder, tmp_path):
         load_encoder(tmp_path)
 
 
+def tight(tokenizer):
+    """A tokenizer that puts its end token before and after each text, as CLIP's does."""
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{end[0]} $A {end[0]}", special_tokens=[end])
+    return tokenizer
+
+
 def bert(tokenizer):
     return BertModel(BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
                                 intermediate_size=64, max_position_embeddings=40))
@@ -98,9 +105,7 @@ def clip(tokenizer):
 @pytest.mark.parametrize("make", [bert, clip])
 def test_a_text_model_of_transformers_is_one(make, tmp_path):
     torch.manual_seed(0)
-    tokenizer = new_tokenizer(SAID, 300, 40)
-    end = (tokenizer.eos_token, tokenizer.eos_token_id)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{end[0]} $A {end[0]}", special_tokens=[end])
+    tokenizer = tight(new_tokenizer(SAID, 300, 40))
     make(tokenizer).save_pretrained(tmp_path / "theirs")
     tokenizer.save_pretrained(tmp_path / "theirs")
     encoder = build_text(f"hf:{tmp_path / 'theirs'}").eval()
@@ -146,3 +151,21 @@ def test_what_cannot_be_built_is_named(tmp_path):
         build_text(f"text:context=2,tokenizer={tmp_path}")
     with pytest.raises(NotanError, match="cannot load"):
         build_text(f"hf:{tmp_path / 'nothing'}")
+
+
+@pytest.mark.parametrize("make", [None, bert, clip])
+def test_how_many_texts_are_cut_is_how_many_lose_tokens(make, caplog):
+    tokenizer = tight(new_tokenizer(SAID, 300, 12))
+    short = TextTransformer(tokenizer, dim=32, depth=1, heads=2, context=12)
+    wide = TextTransformer(tokenizer, dim=32, depth=1, heads=2, context=200)
+    if make is not None:
+        short, wide = (HubText(make(tokenizer), tokenizer, source="here") for _ in range(2))
+        short.context, wide.context = 12, 200
+    texts = ["", "a", *SAID, *(" ".join(["cat"] * n) for n in range(1, 20)), "the cat saw a dog " * 8]
+    whole, seen = ((~encoder.tokens(texts)[1]).sum(1).tolist() for encoder in (wide, short))
+    assert short.lengths(texts) == whole == wide.lengths(texts)
+    found = cut(short, texts)
+    assert found == (sum(a > b for a, b in zip(whole, seen)), len(texts), max(whole), 12)
+    assert 0 < found.cut < len(texts) and 12 in whole and max(seen) == 12      # one that just fits is not cut
+    assert cut(wide, texts).cut == 0 and cut(wide, []) == (0, 0, 0, 200)
+    assert "longer than the specified maximum" not in caplog.text

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from notan.data.open import cache_root
+from notan.data import cache_root
 from notan.data.sources import _fetch
 
 

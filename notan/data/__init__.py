@@ -4,9 +4,10 @@
     for batch in Loader(data.train, batch_size=256, seed=0).at(step=0): ...
 """
 
+from notan.data.cache import cache_root
 from notan.data.columns import COLUMNS, DataInfo
 from notan.data.loader import Loader
-from notan.data.open import cache_root, open_data
+from notan.data.open import open_data
 from notan.data.shards import shards_of
 from notan.data.stream import Stream, loader_of
 from notan.data.table import Data, Rows

@@ -104,13 +104,15 @@ def _report(raw: Raw, tables: Mapping[str, Table], bad: list[str], limit: float)
 
 
 def _note_blanks(raw: Raw, stores: Mapping[str, Table]) -> None:
-    """Note how many texts are blank; stop where a column has no others."""
-    for column in (name for name in stores["train"] if COLUMNS[name] is COLUMNS["text"]):
-        texts = [text for table in stores.values() for text in table.get(column, ())]
-        if blank := sum(not text.strip() for text in texts):
-            if blank == len(texts):
+    """Note how many texts are blank, of several captions if one of them is; stop where a column has no others."""
+    for column in (name for name in stores["train"] if COLUMNS[name].dtype == "str"):
+        cells = [cell for table in stores.values() for cell in table.get(column, ())]
+        texts = [[cell] if isinstance(cell, str) else cell for cell in cells]
+        if blank := sum(not all(text.strip() for text in every) for every in texts):
+            if not any(text.strip() for every in texts for text in every):
                 raise NotanError(f"column {column!r} of {raw.name} is blank in every row", "texts", f"--column THEIRS={column}")
-            raw.notes.append(f"{blank:,} of {len(texts):,} rows of column {column!r} are blank: they are learned as they are.")
+            how = "have a blank caption" if column == "captions" else "are blank"
+            raw.notes.append(f"{blank:,} of {len(texts):,} rows of column {column!r} {how}: they are learned as they are.")
 
 
 def _split(raw: Raw, stores: Mapping[str, Table], good: Mapping[str, np.ndarray]) -> tuple[Rows, Rows]:

@@ -32,6 +32,11 @@ CHUNK = 256
 HINT = ", after reading each once (--stream would not)"
 
 
+def cache_root() -> Path:
+    """Where decoded pixels and fetched sources are kept: `$NOTAN_CACHE`, else `~/.cache/notan`."""
+    return Path(os.environ.get("NOTAN_CACHE") or Path.home() / ".cache" / "notan")
+
+
 class Decoded(NamedTuple):
     """A column of pictures as pixels: a store of uint8 (N, C, S, S), and why some rows have none."""
 

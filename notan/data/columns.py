@@ -90,13 +90,19 @@ def check_text(name: str, values: Any) -> None:
 
 
 def check_texts(name: str, values: Any) -> None:
-    bad = [i for i, v in enumerate(values) if not len(v) or not all(isinstance(text, str) for text in v)]
+    bad = [i for i, v in enumerate(values) if not _are_texts(v)]
     if bad:
+        single = isinstance(values[bad[0]], str)
         raise NotanError(
-            f"column {name!r} has no captions in {len(bad):,} of {len(values):,} rows (first: row {bad[0]})",
+            f"column {name!r} has {'a single text' if single else 'no captions'} in {len(bad):,} of {len(values):,} rows "
+            f"(first: row {bad[0]})",
             "a list of at least one string in every row",
-            "fill or remove these rows",
+            f"for one text a row: --column {name}=text" if single else "fill or remove these rows",
         )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, (list, tuple, np.ndarray)) and len(value) > 0 and all(isinstance(text, str) for text in value)
 
 
 def int64(values: Any) -> np.ndarray:

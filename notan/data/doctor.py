@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from notan.data.build import build, choose_form
-from notan.data.cache import decoded, scan
+from notan.data.cache import cache_root, decoded, scan
 from notan.data.columns import COLUMNS
-from notan.data.open import cache_root, read
+from notan.data.open import open_data, read
 from notan.data.raw import Raw
 from notan.data.table import Data, Rows
 from notan.errors import NotanError
 
 SEVERITIES = ("error", "warning", "note")  # stops a run; makes its numbers doubtful; good to know
-TINY, FEW_ROWS, FEW_IN_CLASS, SKEWED = 8, 100, 5, 10
+TINY, FEW_ROWS, FEW_IN_CLASS, SKEWED, REPEATED = 8, 100, 5, 10, 0.1
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,35 @@ def diagnose(
         data = build(raw, cache_root(), cache_side=cache_side, fit="crop", cache_limit_gb=8, limit_bad=1)
     except NotanError as error:
         return [Finding("error", error.seen, error.fix or error.wanted)]
-    found = [*unreadable, *headers, *_rows(data), *_labels(data)]
+    notes = [note for note in data.notes if "cannot be read" not in note]
+    return _sorted([*unreadable, *headers, *_of_rows(data), *_notes(notes)])
+
+
+def diagnose_stream(spec: str | os.PathLike, *, columns: Mapping[str, str] | None = None) -> list[Finding]:
+    """The same of data that does not fit, opened as a run with --stream would: of the rows that are kept at hand."""
+    try:
+        data = open_data(spec, columns=columns, stream=True, limit_bad=1)
+    except NotanError as error:
+        return [Finding("error", error.seen, error.fix or error.wanted)]
+    bad = [note for note in data.notes if "cannot be read" in note]
+    unreadable = [Finding("warning", note.rstrip("."), "repair or remove them; a run skips them up to --limit-bad (1 %)")
+                  for note in bad]  # fmt: skip
+    return _sorted([*unreadable, *_of_rows(data), *_notes([note for note in data.notes if note not in bad])])
+
+
+def _of_rows(data: Data) -> Iterator[Finding]:
+    yield from _rows(data)
+    yield from _labels(data)
+    yield from _texts(data)
     if "image" in data.info.columns:
-        found += _pixels(data)
-    found += [Finding("note", note.rstrip(".")) for note in data.notes if "cannot be read" not in note]
+        yield from _pixels(data)
+
+
+def _notes(notes: list[str]) -> Iterator[Finding]:
+    yield from (Finding("note", note.rstrip(".")) for note in notes)
+
+
+def _sorted(found: list[Finding]) -> list[Finding]:
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
@@ -131,6 +156,27 @@ def _labels(data: Data) -> Iterator[Finding]:
                       "read balanced accuracy beside accuracy")  # fmt: skip
 
 
+def _texts(data: Data) -> Iterator[Finding]:
+    """How many captions there are, how long they are, and how many say the same."""
+    column = next((name for name in ("captions", "text") if name in data.train.columns), "")
+    if "image" not in data.train.columns or not column:
+        return
+    cells = data.train.only(column).take(np.arange(len(data.train)))[column]
+    every = [[cell] if isinstance(cell, str) else cell for cell in cells]
+    texts = [text.strip() for some in every for text in some]
+    words, per = np.array([len(text.split()) for text in texts]), np.array([len(some) for some in every])
+    each = f"{_span(per)} captions each" if per.max() > 1 else "a caption each"
+    yield Finding("note", f"{len(every):,} training rows have {each}, of {_span(words)} words, median {int(np.median(words))}")
+    times = Counter(texts)
+    said, most = times.most_common(1)[0]
+    if repeated := len(texts) - len(times):
+        severity = "warning" if repeated > REPEATED * len(texts) else "note"
+        shown = said if len(said) <= 40 else f"{said[:40]}..."
+        yield Finding(severity, f"{repeated:,} of {len(texts):,} captions repeat another ({shown!r} is there {most:,} times)",
+                      "equal captions in a batch are told apart nevertheless: say more of each picture" if severity == "warning"
+                      else "")  # fmt: skip
+
+
 def _pixels(data: Data) -> Iterator[Finding]:
     """Exact duplicates and constant pictures, by the decoded pixels."""
     groups: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
@@ -164,6 +210,11 @@ def _pixels(data: Data) -> Iterator[Finding]:
                           "decide which label is right")  # fmt: skip
     if flat:
         yield Finding("warning", f"{len(flat):,} pictures are one flat colour: {_some(flat)}", "remove them")
+
+
+def _span(numbers: np.ndarray) -> str:
+    low, high = int(numbers.min()), int(numbers.max())
+    return f"{low} to {high}" if low < high else f"{low}"
 
 
 def _each(rows: Rows, chunk: int = 512) -> Iterator[tuple[int, np.ndarray]]:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from notan.data import keys
+from notan.data.cache import CHUNK, workers, write_whole
 from notan.data.pictures import SUFFIXES, Files, stamp_of
 from notan.data.raw import Raw
 from notan.errors import NotanError
 
 TRAIN = ("train", "training")
+VERSION = 1  # of what is noted of texts beside pictures
 TEST = ("test", "testing", "val", "valid", "validation", "dev", "eval")  # the first that is there
 
 
@@ -47,11 +54,25 @@ def pick_splits(names: list[str]) -> tuple[str, str]:
 
 
 def read_pictures(root: Path) -> Raw:
-    """A folder of pictures: the first folder below the root (or below train/, test/) is the class.
+    """A folder of pictures, as `find_pictures` says, with the texts beside them: `captions` where some file has several,
+    else `text`. Raises NotanError when a text has no line or is no UTF-8.
+    """
+    raw, beside = find_pictures(root)
+    texts = {split: [*lines_of(paths)] for split, paths in beside.items()}
+    if texts:
+        column = _column_of({split: [*map(len, every)] for split, every in texts.items()}, beside, root)
+        tables = {"train": raw.train} | ({"test": raw.test} if raw.test is not None else {})
+        for split, every in texts.items():
+            tables[split][column] = every if column == "captions" else [lines[0] for lines in every]
+    return raw
 
-    Pictures without class folders have no label. Where texts lie beside them (cat.jpg, cat.txt) these are their captions, one a
-    line: `captions` where some file has several, else `text`. Raises NotanError when there are no pictures, or when some of them
-    lack the text that most have.
+
+def find_pictures(root: Path) -> tuple[Raw, dict[str, list[str]]]:
+    """A folder of pictures: the first folder below the root (or below train/, test/) is the class; and by split the files of
+    the texts that lie beside them (cat.txt beside cat.jpg), which are not read yet: {} where few pictures have one.
+
+    Pictures without class folders have no label. Raises NotanError when there are no pictures, or when some of them lack the
+    text that most have.
     """
     folders, notes = split_folders(root)
     there = {name: picture_files(folder) for name, folder in folders.items()}
@@ -73,17 +94,45 @@ def read_pictures(root: Path) -> Raw:
         splits[name] = {"image": Files(used, root)}
         if classes:
             splits[name]["label"] = np.array([classes.index(_class(p, folders[name])) for p in used], dtype=np.int64)
-    beside = _add_captions(splits, {path for _, others in there.values() for path in others}, root, notes)
+    beside = _beside(splits, {path for _, others in there.values() for path in others}, root, notes)
     ids = np.array([keys.word(os.path.relpath(p, root)) for p in splits["train"]["image"].paths], dtype=np.int64)
-    stamp = stamp_of([p for split in splits.values() for p in split["image"].paths] + beside)
-    return Raw(root.name, splits["train"], splits.get("test"), tuple(classes), notes, ids, stamp)
+    every = [*(split["image"].paths for split in splits.values()), *beside.values()]
+    stamp = stamp_of(path for paths in every for path in paths)
+    return Raw(root.name, splits["train"], splits.get("test"), tuple(classes), notes, ids, stamp), beside
 
 
-def _add_captions(splits: dict[str, dict[str, Any]], others: set[str], root: Path, notes: list[str]) -> list[str]:
-    """Put the texts that lie beside pictures, of the `others` that are no pictures, into the splits, and return their files; none
-    where few pictures have one.
+def column_beside(beside: Mapping[str, Sequence[str]], root: Path, cache: Path) -> str:
+    """Which column the texts beside pictures are, "" where there are none: read through once, and noted in the cache.
+
+    Raises NotanError as `read_pictures` does.
     """
-    wanted = {name: [os.path.splitext(p)[0] + ".txt" for p in split["image"].paths] for name, split in splits.items()}
+    if not beside:
+        return ""
+    about = f"{VERSION} {stamp_of(path for paths in beside.values() for path in paths)}"
+    kept = cache / "captions" / f"{hashlib.blake2b(about.encode(), digest_size=10).hexdigest()}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(kept.read_text())["column"]
+    column = _column_of({split: [*map(len, lines_of(paths))] for split, paths in beside.items()}, beside, root)
+    with contextlib.suppress(OSError):  # the cache is a convenience
+        write_whole(kept, lambda file: file.write(json.dumps({"column": column}).encode()))
+    return column
+
+
+def lines_of(paths: Sequence[str]) -> Iterator[list[str]]:
+    """The lines of text files that are not blank."""
+    with ThreadPoolExecutor(workers()) as pool:
+        for first in range(0, len(paths), CHUNK):
+            yield from pool.map(_lines, paths[first : first + CHUNK])
+
+
+def text_beside(path: str) -> str:
+    """Where the text beside a picture is: cat.txt of cat.jpg."""
+    return os.path.splitext(path)[0] + ".txt"
+
+
+def _beside(splits: dict[str, dict[str, Any]], others: set[str], root: Path, notes: list[str]) -> dict[str, list[str]]:
+    """By split the texts beside all pictures, out of the `others` that are no pictures; {} where few pictures have one."""
+    wanted = {name: [text_beside(p) for p in split["image"].paths] for name, split in splits.items()}
     every = [path for paths in wanted.values() for path in paths]
     there = [path for path in every if path in others]
     if 2 * len(there) < len(every):
@@ -91,26 +140,29 @@ def _add_captions(splits: dict[str, dict[str, Any]], others: set[str], root: Pat
             first = os.path.relpath(there[0], root)
             notes.append(f"{len(there):,} of {len(every):,} pictures have a text beside them ({first} ...): too few to be "
                          "captions, so they are not read.")  # fmt: skip
-        return []
+        return {}
     if len(there) < len(every):
         lacking = sorted(set(every) - others)
         raise NotanError(f"{len(lacking):,} of {len(every):,} pictures of {root} have no caption (first: "
                          f"{os.path.relpath(lacking[0], root)} is missing)", "a .txt of the same name beside every picture",
                          "write them, or move these pictures elsewhere")  # fmt: skip
-    said = {name: [_lines(path) for path in paths] for name, paths in wanted.items()}
-    empty = [path for name, paths in wanted.items() for path, lines in zip(paths, said[name]) if not lines]
+    if shared := [path for path, pictures in Counter(every).items() if pictures > 1]:
+        notes.append(f"{len(shared):,} texts lie beside several pictures, and are captions of each "
+                     f"({os.path.relpath(shared[0], root)} ...).")  # fmt: skip
+    return wanted
+
+
+def _column_of(lines: Mapping[str, Sequence[int]], beside: Mapping[str, Sequence[str]], root: Path) -> str:
+    """`captions` where some text has several lines, else `text`. `lines`: how many each has."""
+    empty = [path for name, paths in beside.items() for path, count in zip(paths, lines[name]) if not count]
     if empty:
-        raise NotanError(f"{len(empty):,} of {len(every):,} caption files of {root} are empty (first: "
+        raise NotanError(f"{len(empty):,} of {sum(map(len, beside.values())):,} caption files of {root} are empty (first: "
                          f"{os.path.relpath(empty[0], root)})", "a caption in each",
                          "write them, or move these pictures elsewhere")  # fmt: skip
-    several = any(len(lines) > 1 for texts in said.values() for lines in texts)
-    for name, texts in said.items():
-        splits[name]["captions" if several else "text"] = texts if several else [lines[0] for lines in texts]
-    return every
+    return "captions" if any(count > 1 for every in lines.values() for count in every) else "text"
 
 
 def _lines(path: str) -> list[str]:
-    """The lines of a text file that are not blank."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             return [line.strip() for line in file if line.strip()]

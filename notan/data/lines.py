@@ -45,7 +45,7 @@ class LineShard:
             raise NotanError(f"{path} has no rows", "at least one row", "remove the file")
         self.found = list(dict.fromkeys(name for cells in first for name in cells))
         there = {name: [c for cells in first if (c := cells.get(name)) is not None] for name in self.found}
-        self.numeric = [name for name, cells in there.items() if cells and all(map(_number, cells))]
+        self.numeric = [name for name, cells in there.items() if cells and all(map(is_number, cells))]
 
     def count(self, label: str | None, cache: Path | None) -> None:
         """Find the blocks, and how often each value of the column `label` occurs; or take it from the cache."""
@@ -99,7 +99,7 @@ class LineShard:
     def _head(self, lines: _Lines) -> tuple[list[str], int]:
         """The names of the columns, and where the rows start."""
         try:
-            return next(self._cells(lines), []), lines.place
+            return _apart(next(self._cells(lines), [])), lines.place
         except (ValueError, csv.Error) as error:
             raise self._unreadable(lines, error) from error
 
@@ -132,7 +132,7 @@ class LineShard:
         place = lines.place
         for line in lines:
             if line.strip():
-                cells = json.loads(line)
+                cells = json.loads(line, object_pairs_hook=once)
                 if not isinstance(cells, dict):
                     raise ValueError(f"a line holds {'an array' if isinstance(cells, list) else 'no object'}, not {{...}}")
                 yield place, cells
@@ -156,7 +156,26 @@ class _Lines:
         return line.decode("utf-8-sig" if start == 0 else "utf-8")
 
 
-def _number(value: Any) -> bool:
+def _apart(header: list[str]) -> list[str]:
+    """Names of columns, the second `text` as `text.1`: what pandas calls it, and so what it is called without streaming."""
+    seen: Counter[str] = Counter()
+    names = []
+    for name in header:
+        names.append(f"{name}.{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return names
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, which names everything once."""
+    cells = dict(pairs)
+    if len(cells) < len(pairs):
+        twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return cells
+
+
+def is_number(value: Any) -> bool:
     """Whether a cell is a number."""
     if isinstance(value, str):
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -14,18 +14,15 @@ import numpy as np
 from notan import catalogue
 from notan.data import folder, streamed, tables
 from notan.data.build import build
+from notan.data.cache import cache_root
 from notan.data.columns import COLUMNS
-from notan.data.find import KINDS, tables_of
+from notan.data.find import KINDS, expanded, one_kind, tables_of
+from notan.data.members import PACKED, packed
 from notan.data.pictures import FITS, Pixels
 from notan.data.raw import Raw
 from notan.data.sources._fetch import Unreachable, say
 from notan.data.table import Data
 from notan.errors import NotanError, did_you_mean
-
-
-def cache_root() -> Path:
-    """Where decoded pixels and fetched sources are kept: `$NOTAN_CACHE`, else `~/.cache/notan`."""
-    return Path(os.environ.get("NOTAN_CACHE") or Path.home() / ".cache" / "notan")
 
 
 def open_data(
@@ -35,16 +32,17 @@ def open_data(
     """Open data for training and evaluation.
 
     `spec` is a built-in source, a folder (of pictures by class, with or without train/ and test/; of parquet, jsonl or
-    csv files; written by `datasets.save_to_disk`), such a file, or a name on the hub of `datasets`. `Data` is returned
-    as it is. `columns` says what a table's columns are: {"theirs": "image"}; an empty value leaves one out.
+    csv files, or of tars in WebDataset's layout; written by `datasets.save_to_disk`), such a file, several of them as
+    shards-{000..009}.tar, or a name on the hub of `datasets`. `Data` is returned as it is. `columns` says what a table's
+    columns are: {"theirs": "image"}; an empty value leaves one out.
 
     Pictures become uint8 (C, S, S), one channel when all are grey, else three. S is `cache_side` (96 when None), never
     above the median of their shorter sides; `fit` is crop, pad or squash; beside a `segmentation` they keep their size.
     They are decoded once into a memory-mapped cache, or on the fly where that would pass `cache_limit_gb`.
 
     With `stream` the training rows are read in shards as they are needed, and nothing is copied or decoded before: a
-    folder of pictures, table files, or a hub name. `Data.train` and `Data.test` are then samples of at most 4,096 rows
-    each, for looks, probes, mean and std; training reads `Data.streamed` (see `streamed.py`).
+    folder of pictures and the texts beside them, table files, tars, or a hub name. `Data.train` and `Data.test` are then
+    samples of at most 4,096 rows each, for looks, probes, mean and std; training reads `Data.streamed` (see `streamed.py`).
 
     Raises NotanError: nothing found, no rows, missing labels, or more than the share `limit_bad` of pictures
     unreadable (those below are skipped and named in `notes`).
@@ -66,6 +64,8 @@ def open_data(
 
 def read(spec: str, columns: Mapping[str, str] | None = None) -> Raw:
     """Find the data and its columns; pictures are not opened yet."""
+    if paths := expanded(spec):
+        return _tables(paths[0].parent.name, {"train": paths}, columns, [])
     kind, path = _kind(spec)
     if kind == "source":
         if columns:
@@ -76,7 +76,7 @@ def read(spec: str, columns: Mapping[str, str] | None = None) -> Raw:
     if kind == "folder":
         return _folder(path, columns)
     if kind == "file":
-        return tables.read_files(path.stem, {"train": [path]}, columns, cache_root())
+        return _tables(path.stem, {"train": [path]}, columns, [])
     return tables.read_hub(spec, columns, did_you_mean(spec, catalogue.sources()))
 
 
@@ -89,6 +89,8 @@ def _kind(spec: str) -> tuple[str, Path]:
         saved = (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists()
         return "saved" if saved else "folder", path.resolve()
     if path.is_file():
+        if path.name.lower().endswith(PACKED):
+            raise packed(spec)
         if path.suffix.lower() not in KINDS:
             seen = f"{spec} is a {path.suffix or 'file without suffix'}"
             raise NotanError(seen, f"a folder, or one of {', '.join(KINDS)}")
@@ -103,10 +105,12 @@ def _kind(spec: str) -> tuple[str, Path]:
 
 def _streamed(spec: str, columns: Mapping[str, str] | None) -> streamed.Found:
     """Find the data and its shards."""
+    if paths := expanded(spec):
+        return streamed.files(paths[0].parent.name, {"train": paths}, columns, cache_root())
     kind, path = _kind(spec)
     if kind in ("source", "saved"):
         why = "a built-in source" if kind == "source" else "read from disk as it is"
-        raise NotanError(f"{spec} is {why}: it needs no streaming", "table files, a folder of pictures, or a hub name",
+        raise NotanError(f"{spec} is {why}: it needs no streaming", "table files, tars, a folder of pictures, or a hub name",
                          "leave out --stream")  # fmt: skip
     if kind == "hub":
         return streamed.hub(spec, columns, did_you_mean(spec, catalogue.sources()))
@@ -115,7 +119,9 @@ def _streamed(spec: str, columns: Mapping[str, str] | None) -> streamed.Found:
         name = path.name if kind == "folder" else path.stem
         return streamed.files(name, files, columns, cache_root(), notes)
     _no_columns(path, columns)
-    return streamed.pictures(path)
+    found = streamed.pictures(path, cache_root())
+    found.notes.extend(note for note in notes if note not in found.notes)
+    return found
 
 
 def _source(name: str, sources: dict[str, dict[str, Any]]) -> Raw:
@@ -150,8 +156,17 @@ def _folder(path: Path, columns: Mapping[str, str] | None) -> Raw:
     files, notes = tables_of(path)
     if not files:
         _no_columns(path, columns)
-        return folder.read_pictures(path)
-    raw = tables.read_files(path.name, files, columns, cache_root())
+        raw = folder.read_pictures(path)
+        raw.notes += [note for note in notes if note not in raw.notes]
+        return raw
+    return _tables(path.name, files, columns, notes)
+
+
+def _tables(name: str, files: Mapping[str, Sequence[Path]], columns: Mapping[str, str] | None, notes: list[str]) -> Raw:
+    """Table files of one kind, by split."""
+    if one_kind(name, [path for paths in files.values() for path in paths]) == ".tar":
+        return streamed.whole(streamed.files(name, files, columns, cache_root(), notes))
+    raw = tables.read_files(name, files, columns, cache_root())
     raw.notes += notes
     return raw
 

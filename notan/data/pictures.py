@@ -12,7 +12,7 @@ import threading
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
@@ -105,7 +105,7 @@ class Encoded:
         if isinstance(value, dict):
             value = value["bytes"] if value.get("bytes") is not None else value.get("path")
         if value is None:
-            raise ValueError("the cell is empty")
+            raise ValueError("there is none")
         return os.path.join(self.base, value) if isinstance(value, str) else value
 
 
@@ -132,6 +132,27 @@ class Pixels:
 
     def read(self, i: int) -> np.ndarray:
         return self.array[i]
+
+
+class Part(NamedTuple):
+    """A picture that is part of a file: where it starts, and how many bytes it has."""
+
+    path: str
+    start: int
+    size: int
+
+    def read(self) -> bytes:
+        with open(self.path, "rb") as file:
+            return bytes_of(file, self.start, self.size)
+
+
+def bytes_of(file: BinaryIO, start: int, size: int) -> bytes:
+    """So many bytes of a file. Raises OSError where it has fewer."""
+    file.seek(start)
+    found = file.read(size)
+    if len(found) < size:
+        raise OSError(f"it has no bytes {start:,} to {start + size:,}")
+    return found
 
 
 def stamp_of(paths: Iterable[str | os.PathLike]) -> str:

@@ -1,4 +1,4 @@
-"""The rows of a stream that are kept at hand: a sample to look at and to measure with, and the rows held out for test."""
+"""Rows of shards that are kept at hand: a sample to look at and to measure with, the rows held out for test, or all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from notan.data import keys
-from notan.data.shards import BLOCK, Shard
+from notan.data.columns import COLUMNS
+from notan.data.shards import BLOCK, Shard, undressed
 
 
 class Kept(NamedTuple):
@@ -42,6 +43,42 @@ def draw(shards: Sequence[Shard], wanted: Sequence[int]) -> list[Kept]:
             for name, values in columns.items():
                 part.columns.setdefault(name, []).extend(values[i] for i in mine)
     return kept
+
+
+def everything(shards: Sequence[Shard]) -> Kept:
+    """All rows, in order."""
+    kept = Kept({}, [], {})
+    for shard in shards:
+        for a, b in shard.blocks:
+            kept.names.extend(map(shard.where, range(a, b)))
+            for name, values in shard.read(a, b).items():
+                kept.columns.setdefault(name, []).extend(values)
+    return kept
+
+
+def table_of(kept: Kept, stamp: str) -> dict[str, Any]:
+    """Kept columns as stores. `stamp` changes when they do."""
+    table: dict[str, Any] = {}
+    for name, values in kept.columns.items():
+        if COLUMNS[name].picture:
+            table[name] = Cells(values, kept.names, f"{stamp} {name}")
+        else:
+            table[name] = values if COLUMNS[name].dtype == "str" or COLUMNS[name].padded else np.asarray(values)
+    return table
+
+
+class Cells:
+    """Encoded pictures in memory, or where they are: `Pictures` for the cache."""
+
+    def __init__(self, cells: Sequence[Any], names: Sequence[str], stamp: str) -> None:
+        self.cells, self.stamp = cells, stamp
+        self.name = names.__getitem__  # not a method: who keeps the names does not keep the pictures
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def read(self, i: int) -> Any:
+        return undressed(self.cells[i])
 
 
 class Rest:

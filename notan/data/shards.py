@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from notan.data import keys
-from notan.data.cache import workers
-from notan.data.folder import read_pictures
-from notan.data.pictures import Form, header, why
+from notan.data.cache import cache_root, workers
+from notan.data.folder import column_beside, find_pictures, lines_of, text_beside
+from notan.data.pictures import Form, Part, header, why
 from notan.data.plan import Plan, plan_of
 from notan.errors import NotanError
 
@@ -73,7 +73,7 @@ class ParquetShard:
         counts = [self.about.row_group(i).num_rows for i in range(self.about.num_row_groups)]
         stops = np.cumsum([0, *counts]).tolist()
         self._first = 0 if group is None else stops[group]  # row of the file
-        self.blocks = [(a, b) for a, b in pairwise(stops) if b > a] if group is None else _blocks(counts[group])
+        self.blocks = [(a, b) for a, b in pairwise(stops) if b > a] if group is None else blocks_of(counts[group])
         self._groups = {a: i for i, (a, b) in enumerate(pairwise(stops)) if b > a}
 
     @placed
@@ -95,17 +95,35 @@ class ParquetShard:
 
 
 class FileShard:
-    """A share of a folder of pictures: paths, and their class numbers if they have classes."""
+    """A share of a folder of pictures: paths, their class numbers if they have classes, and the texts beside them, which are
+    read with the block.
+    """
 
     seekable = True
 
-    def __init__(self, name: str, paths: Sequence[str], labels: Sequence[int] | None = None, root: str = "") -> None:
+    def __init__(
+        self, name: str, paths: Sequence[str], labels: Sequence[int] | None = None, root: str = "", texts: str = ""
+    ) -> None:
+        """`texts`: the column that the texts beside the pictures are, `text` or `captions`; "" where there are none."""
         self.name, self.paths, self.labels = name, list(paths), None if labels is None else list(labels)
-        self.root, self.blocks = root, _blocks(len(self.paths))
+        self.root, self.texts, self.blocks = root, texts, blocks_of(len(self.paths))
 
     def read(self, start: int, stop: int) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = {"image": self.paths[start:stop]}
-        return columns if self.labels is None else columns | {"label": self.labels[start:stop]}
+        if self.labels is not None:
+            columns["label"] = self.labels[start:stop]
+        if self.texts:
+            columns[self.texts] = self._texts([text_beside(path) for path in columns["image"]])
+        return columns
+
+    def _texts(self, paths: Sequence[str]) -> list[Any]:
+        found = [*lines_of(paths)]
+        for path, lines in zip(paths, found):
+            if not lines or (self.texts == "text" and len(lines) > 1):
+                had = "one" if self.texts == "text" else "some"
+                raise NotanError(f"{path} has {len(lines)} lines, and had {had} when the data was opened",
+                                 "data that does not change while it is used", "open the data again")  # fmt: skip
+        return found if self.texts == "captions" else [lines[0] for lines in found]
 
     def where(self, row: int) -> str:
         return os.path.relpath(self.paths[row], self.root) if self.root else self.paths[row]
@@ -123,7 +141,7 @@ class IterableShard:
         for name, feature in self.features.items():
             if isinstance(feature, datasets.Image):
                 dataset = dataset.cast_column(name, datasets.Image(decode=False))
-        self.dataset, self.blocks = dataset, _blocks(rows)
+        self.dataset, self.blocks = dataset, blocks_of(rows)
         self.found = list(self.features) or list(next(iter(dataset)))
         dtypes = {name: str(getattr(feature, "dtype", "")) for name, feature in self.features.items()}
         self.numeric = [name for name, dtype in dtypes.items() if dtype.startswith(("int", "uint", "float", "double"))]
@@ -155,8 +173,9 @@ def shards_of(folder: str | Path, columns: Mapping[str, str] | None = None, rows
         for shard in shards:
             shard.plan = plan
         return [*shards]
-    found = read_pictures(Path(folder))
-    return [*file_shards(found.train["image"].paths, found.train.get("label"), str(folder), rows)]
+    found, beside = find_pictures(Path(folder))
+    texts = column_beside(beside, Path(folder), cache_root())
+    return [*file_shards(found.train["image"].paths, found.train.get("label"), str(folder), rows, texts)]
 
 
 def parquet_shards(paths: Iterable[str | Path]) -> list[ParquetShard]:
@@ -171,19 +190,23 @@ def parquet_shards(paths: Iterable[str | Path]) -> list[ParquetShard]:
     return shards
 
 
-def file_shards(paths: Sequence[str], labels: Sequence[int] | None, root: str, rows: int = 4096) -> list[FileShard]:
+def file_shards(
+    paths: Sequence[str], labels: Sequence[int] | None, root: str, rows: int = 4096, texts: str = ""
+) -> list[FileShard]:
     """Shares of picture files in an order by key, so that neighbours are not of one class."""
     names = np.array([keys.word(os.path.relpath(path, root)) for path in paths], dtype=np.int64)
     turn = np.argsort(keys.fold(keys.word("share"), names), kind="stable")
     cuts = [turn[a : a + rows] for a in range(0, len(turn), rows)]
     return [FileShard(f"{root} share {i}", [paths[j] for j in cut], None if labels is None else [int(labels[j]) for j in cut],
-                      root) for i, cut in enumerate(cuts)]  # fmt: skip
+                      root, texts) for i, cut in enumerate(cuts)]  # fmt: skip
 
 
 def undressed(value: Any) -> Any:
     """What `decode` takes of a cell: bytes, a path, or pixels; addresses (hf://...) are fetched."""
     if value is None:
-        raise ValueError("the cell is empty")
+        raise ValueError("there is none")
+    if isinstance(value, Part):
+        return value.read()
     if isinstance(value, list):
         from notan.data.tables import as_pixels
 
@@ -243,5 +266,6 @@ def _planned(plan: Plan | None, name: str) -> Plan:
     return plan
 
 
-def _blocks(rows: int) -> list[tuple[int, int]]:
+def blocks_of(rows: int) -> list[tuple[int, int]]:
+    """Blocks of BLOCK rows."""
     return [(a, min(a + BLOCK, rows)) for a in range(0, rows, BLOCK)]

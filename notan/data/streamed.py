@@ -1,6 +1,6 @@
 """Data that is streamed: its shards are found, a sample of its rows is kept at hand, and training reads the rest.
 
-What does not fit is not copied, decoded or counted before training starts. `Data.train` and `Data.test` are samples of at
+What does not fit is not copied or decoded before training starts. `Data.train` and `Data.test` are samples of at
 most KEPT rows each, drawn by key from blocks all over the data; from the first come mean, std and the size of pictures.
 Where there is no test split, its rows are held out and never trained on.
 """
@@ -17,25 +17,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from notan.data import folder
+from notan.data import folder, keys
 from notan.data.build import build
 from notan.data.cache import HINT, workers
-from notan.data.columns import COLUMNS
 from notan.data.find import choose_splits, one_kind
 from notan.data.hub import asking
 from notan.data.lines import LineShard
 from notan.data.pictures import Form, stamp_of
 from notan.data.plan import Plan, plan_of
 from notan.data.raw import Raw
-from notan.data.sample import Kept, Rest, draw
-from notan.data.shards import IterableShard, ParquetShard, Shard, file_shards, parquet_shards, undressed
+from notan.data.sample import Kept, Rest, draw, everything, table_of
+from notan.data.shards import IterableShard, ParquetShard, Shard, file_shards, parquet_shards
 from notan.data.split import SHARE, split
 from notan.data.table import Data, Streamed
 from notan.data.tables import encode_labels
+from notan.data.tars import TarShard, check_members, settle, tar_shards
 from notan.errors import NotanError
 
 KEPT = 4096  # rows of each split, at most
-TableShard = ParquetShard | LineShard | IterableShard
+TableShard = ParquetShard | LineShard | IterableShard | TarShard
 
 
 class Found(NamedTuple):
@@ -55,7 +55,7 @@ def open_stream(
     """Draw the sample and the test rows, and decode, check and describe them as data that fits would be."""
     shards, train, test, notes = _drawn(found)
     stamp = hashlib.blake2b(f"{found.stamp} {train.names} {test.names}".encode(), digest_size=8).hexdigest()
-    raw = Raw(found.name, _table(train, stamp), _table(test, f"{stamp} test"), found.classes, notes, None, stamp)
+    raw = Raw(found.name, table_of(train, stamp), table_of(test, f"{stamp} test"), found.classes, notes, None, stamp)
     data = build(raw, cache, cache_side=cache_side, fit=fit, cache_limit_gb=cache_limit_gb, limit_bad=limit_bad)
     rows = _rows(shards)
     notes[:] = [note.replace(HINT, "") for note in notes]
@@ -67,9 +67,22 @@ def open_stream(
     return Data(data.train, data.test, info, fingerprint, notes, Streamed(shards, form, info.columns, limit_bad))
 
 
-def pictures(path: Path) -> Found:
+def whole(found: Found) -> Raw:
+    """All rows of the shards, as a reader of data that fits finds them."""
+    tables, names = {}, list[str]()
+    for split_name, shards in (("train", found.train), ("test", found.test)):
+        if shards:
+            kept = everything(shards)
+            tables[split_name] = table_of(kept, f"{found.stamp} {split_name}")
+            names = names or kept.names
+    ids = np.array([keys.word(name) for name in names], dtype=np.int64)
+    return Raw(found.name, tables["train"], tables.get("test"), found.classes, found.notes, ids, found.stamp)
+
+
+def pictures(path: Path, cache: Path) -> Found:
     """A folder of pictures by class; without a test split it is the one that data that fits gets."""
-    raw = folder.read_pictures(path)
+    raw, beside = folder.find_pictures(path)
+    texts = folder.column_beside(beside, path, cache)
     stores = {"train": raw.train} | ({"test": raw.test} if raw.test is not None else {})
     labels = {name: store.get("label") for name, store in stores.items()}
     parts = {name: np.arange(len(store["image"])) for name, store in stores.items()}
@@ -80,7 +93,7 @@ def pictures(path: Path) -> Found:
     for name, rows in parts.items():
         source = name if name in stores else "train"
         paths, label = stores[source]["image"].paths, labels[source]
-        shards[name] = [*file_shards([paths[i] for i in rows], None if label is None else label[rows], str(path))]
+        shards[name] = [*file_shards([paths[i] for i in rows], None if label is None else label[rows], str(path), texts=texts)]
     if not shards["train"] or not shards["test"]:
         raise NotanError(f"{raw.name} has {sum(map(len, parts.values()))} rows",
                          "at least 2: one to train on and one to test on")  # fmt: skip
@@ -92,16 +105,20 @@ def files(
 ) -> Found:
     """Table files of one kind, by split."""
     every = [path for some in paths.values() for path in some]
-    suffix = one_kind(name, every)
+    suffix, notes = one_kind(name, every), [*notes]
     shards: dict[str, list[Any]] = {}
     for part, some in paths.items():
         if suffix == ".parquet":
             shards[part] = parquet_shards(some)
+        elif suffix == ".tar":
+            shards[part] = tar_shards(some, cache)
         else:
             with ThreadPoolExecutor(workers()) as pool:
                 shards[part] = list(pool.map(LineShard, some))
-    stamp = stamp_of(sorted(map(str, every)))
-    return _tables(name, shards, columns, str(every[0].parent), cache, [*notes], stamp)
+        if suffix == ".tar":
+            notes += [f"{part}: {note}" if len(paths) > 1 else note for note in settle(shards[part])]
+    bases = {part: str(some[0].parent) for part, some in paths.items()}
+    return _tables(name, shards, columns, bases, cache, notes, stamp_of(sorted(map(str, every))))
 
 
 def hub(spec: str, columns: Mapping[str, str] | None, advice: str) -> Found:
@@ -128,39 +145,41 @@ def hub(spec: str, columns: Mapping[str, str] | None, advice: str) -> Found:
                 dataset = datasets.load_dataset(name, config or None, split=theirs, streaming=True)
                 shards[ours] = [IterableShard(dataset, rows, columns)]
         stamp = " ".join(str(getattr(part, "origin_metadata", "")) for part in paths.values())
-        return _tables(spec, shards, columns, "", None, notes, f"{builder.hash} {stamp}", builder.info.features or {})
+        return _tables(spec, shards, columns, {}, None, notes, f"{builder.hash} {stamp}", builder.info.features or {})
 
 
-def _tables(name: str, shards: Mapping[str, list[TableShard]], columns: Mapping[str, str] | None, base: str,
+def _tables(name: str, shards: Mapping[str, list[TableShard]], columns: Mapping[str, str] | None, bases: Mapping[str, str],
             cache: Path | None, notes: list[str], stamp: str, features: Mapping[str, Any] | None = None) -> Found:  # fmt: skip
-    """Give all shards one plan, with one number for each class."""
-    first = shards["train"][0]
+    """Give all shards one plan, with one number for each class. `bases`: the folders that paths of pictures are relative to."""
+    first, every = shards["train"][0], [shard for some in shards.values() for shard in some]
     sources, said = plan_of(first.name, first.found, first.numeric, columns)
     for ours in [ours for ours, theirs in sources.items() if set(theirs) - set(shards.get("test", [first])[0].found)]:
         said.append(f"Column {sources.pop(ours)[0]} is not in the test split and is left out.")
     theirs = Plan(sources).theirs
-    for shard in (shard for some in shards.values() for shard in some):
+    for shard in every:
         if missing := [column for column in theirs if column not in shard.found]:
             raise NotanError(
                 f"{shard.name} has the columns {', '.join(shard.found)}, and no {missing[0]!r} as {first.name} has",
                 f"{', '.join(theirs)} in every file", "leave the file out, or rename its columns",
             )  # fmt: skip
+    said += check_members(name, [shard for shard in every if isinstance(shard, TarShard)], theirs)
     label = sources.get("label", [None])[0]
-    _count([shard for some in shards.values() for shard in some], label, cache)
+    _count(every, label, cache)
     classes, codes = _classes(shards, label, features or {}) if label is not None else ((), None)
-    for shard in (shard for some in shards.values() for shard in some):
-        shard.plan = Plan(sources, base, codes)
+    for part, some in shards.items():
+        for shard in some:
+            shard.plan = Plan(sources, bases.get(part, ""), codes)
     filled = {part: [shard for shard in some if shard.blocks] for part, some in shards.items()}
     for part, some in filled.items():
         if not some:
             raise NotanError(f"{name}: the {part} split has no rows", "at least one row")
-    return Found(name, [*filled["train"]], [*filled.get("test", [])], classes, notes + said, stamp)
+    return Found(name, [*filled["train"]], [*filled.get("test", [])], classes, notes + said, f"{stamp} {sources}")
 
 
 def _count(shards: Iterable[TableShard], label: str | None, cache: Path | None) -> None:
-    """Read text files through, those that have not been read before."""
+    """Read text files through, and the labels of tars, those that have not been read before."""
     with ThreadPoolExecutor(workers()) as pool:
-        for _ in pool.map(lambda shard: shard.count(label, cache), (s for s in shards if isinstance(s, LineShard))):
+        for _ in pool.map(lambda shard: shard.count(label, cache), (s for s in shards if isinstance(s, (LineShard, TarShard)))):
             pass
 
 
@@ -217,28 +236,3 @@ def _drawn(found: Found) -> tuple[list[Shard], Kept, Kept, list[str]]:
 
 def _rows(shards: Iterable[Shard]) -> int:
     return sum(b - a for shard in shards for a, b in shard.blocks)
-
-
-def _table(kept: Kept, stamp: str) -> dict[str, Any]:
-    """Kept columns as stores."""
-    table: dict[str, Any] = {}
-    for name, values in kept.columns.items():
-        if COLUMNS[name].picture:
-            table[name] = Cells(values, kept.names, f"{stamp} {name}")
-        else:
-            table[name] = values if COLUMNS[name].dtype == "str" or COLUMNS[name].padded else np.asarray(values)
-    return table
-
-
-class Cells:
-    """Encoded pictures in memory: `Pictures` for the cache."""
-
-    def __init__(self, cells: Sequence[Any], names: Sequence[str], stamp: str) -> None:
-        self.cells, self.stamp = cells, stamp
-        self.name = names.__getitem__  # not a method: who keeps the names does not keep the pictures
-
-    def __len__(self) -> int:
-        return len(self.cells)
-
-    def read(self, i: int) -> Any:
-        return undressed(self.cells[i])

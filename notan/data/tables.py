@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from notan.errors import NotanError
 
 
 def read_files(name: str, files: Mapping[str, Sequence[Path]], columns: Mapping[str, str] | None, cache: Path) -> Raw:
-    """Table files of one kind, by split. Paths of pictures in them are relative to the folder of the first file."""
+    """Table files of one kind, by split. Paths of pictures in them are relative to the folder of their split's first file."""
     every = [path for paths in files.values() for path in paths]
     suffix = one_kind(name, every)
     extra: dict[str, Any] = {"sep": "\t"} if suffix == ".tsv" else {}
@@ -38,7 +39,8 @@ def read_files(name: str, files: Mapping[str, Sequence[Path]], columns: Mapping[
                                  "free some space, set NOTAN_CACHE to another disk, or read the files where they are: "
                                  "--stream") from error  # fmt: skip
             raise NotanError(f"{every[0]} cannot be read as {KINDS[suffix]} ({cause})", f"a {suffix} file") from error
-    return from_splits(name, dict(found), columns, every[0].parent, stamp_of(sorted(map(str, every))))
+    bases = {split: paths[0].parent for split, paths in files.items()}
+    return from_splits(name, dict(found), columns, bases, stamp_of(sorted(map(str, every))))
 
 
 def read_saved(folder: Path, columns: Mapping[str, str] | None) -> Raw:
@@ -50,7 +52,8 @@ def read_saved(folder: Path, columns: Mapping[str, str] | None) -> Raw:
     except Exception as error:
         raise NotanError(f"{folder} is not a whole `datasets` folder ({error})", "what save_to_disk wrote") from error
     splits = dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
-    return from_splits(folder.name, splits, columns, folder, " ".join(d._fingerprint for d in splits.values()))
+    stamp = " ".join(d._fingerprint for d in splits.values())
+    return from_splits(folder.name, splits, columns, dict.fromkeys(splits, folder), stamp)
 
 
 def read_hub(spec: str, columns: Mapping[str, str] | None, advice: str) -> Raw:
@@ -60,13 +63,13 @@ def read_hub(spec: str, columns: Mapping[str, str] | None, advice: str) -> Raw:
     name, _, config = spec.partition(":")
     with asking(name, spec, advice):
         found = datasets.load_dataset(name, config or None)
-    return from_splits(spec, dict(found), columns, Path(), " ".join(d._fingerprint for d in found.values()))
+    return from_splits(spec, dict(found), columns, {}, " ".join(d._fingerprint for d in found.values()))
 
 
 def from_splits(
-    name: str, splits: Mapping[str, Any], columns: Mapping[str, str] | None, base: Path, stamp: str
+    name: str, splits: Mapping[str, Any], columns: Mapping[str, str] | None, bases: Mapping[str, Path], stamp: str
 ) -> Raw:
-    """`datasets.Dataset`s by split name -> Raw."""
+    """`datasets.Dataset`s by split name -> Raw. `bases` are the folders that paths of pictures in them are relative to."""
     named, notes = choose_splits(list(splits))
     chosen = {split: splits[theirs] for split, theirs in named.items()}
     for split, dataset in chosen.items():
@@ -88,6 +91,7 @@ def from_splits(
                 tables[split]["label"] = coded[split]
         else:
             for split, dataset in chosen.items():
+                base = bases.get(named[split], Path())
                 tables[split][ours] = _column(dataset, ours, theirs, base, f"{stamp} {split}")
     return Raw(name, tables["train"], tables.get("test"), classes, notes, None, stamp)
 
@@ -150,7 +154,9 @@ def _numeric(dataset: Any) -> list[str]:
 
 
 def _values(dataset: Any, column: str) -> list[Any]:
-    return dataset.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()
+    cells = dataset.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()
+    mixed = type(dataset.features[column]).__name__ == "Json"  # cells of several types, kept as JSON
+    return [None if cell is None else json.loads(cell) for cell in cells] if mixed else cells
 
 
 def _column(dataset: Any, ours: str, theirs: list[str], base: Path, stamp: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,10 @@ class TextTransformer(nn.Module):
         found = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=most)["input_ids"]
         return padded([[*start, *row, end] for row in found], self.pos_embed.device)
 
+    def lengths(self, texts: list[str]) -> list[int]:
+        """How many tokens each text would have if none were cut, start and end among them."""
+        return [len(row) + 2 for row in self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+
     def forward(self, ids: Tensor, pad: Tensor | None = None, extra: Extra = ()) -> Tensor:
         """States (B, T, D) after the last norm; vectors of `extra` stand after the start, where `tokens` left room for them."""
         x = self.token_embedding(ids)
@@ -113,6 +117,10 @@ class HubText(nn.Module):
             pad = torch.cat([pad.new_zeros(len(pad), room), pad], dim=1)
         return ids, pad
 
+    def lengths(self, texts: list[str]) -> list[int]:
+        """How many tokens each text would have if none were cut, special ones among them."""
+        return [len(row) for row in self.tokenizer(list(texts), verbose=False)["input_ids"]]
+
     @property
     def starts(self) -> bool:
         """Whether its tokenizer puts a token before the text (SigLIP's does not)."""
@@ -145,6 +153,21 @@ class HubText(nn.Module):
         at = int(self.starts)
         with changed_inside(words, lambda _module, _inputs, x: replaced(x, extra[0], at), layers, extra, at):
             return self.model(input_ids=ids, attention_mask=mask)
+
+
+class Cut(NamedTuple):
+    """How many of some texts are longer than `context` tokens and lose their ends, and how many tokens the longest has."""
+
+    cut: int
+    of: int
+    longest: int
+    context: int
+
+
+def cut(encoder: TextTransformer | HubText, texts: list[str]) -> Cut:
+    """How many of these texts the encoder cuts: counts of tokens, what `tokens` adds among them."""
+    lengths = encoder.lengths(texts) if texts else []
+    return Cut(sum(n > encoder.context for n in lengths), len(lengths), max(lengths, default=0), encoder.context)
 
 
 def in_groups(read: Callable[[Tensor, Tensor], Tensor], ids: Tensor, pad: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from notan.errors import NotanError, did_you_mean
 from notan.probes.features import numbers, pixels, words
 from notan.runs import study as studies
 from notan.runs.build import check_columns, is_language
+from notan.runs.captions import told
 from notan.runs.checkpoint import write_text
 from notan.runs.folder import Run
 from notan.runs.log import Profile
@@ -264,6 +265,7 @@ def _picture(study: dict[str, Any], arm: Arm, method: Any, x: tuple, data: Data,
         study["maps"][arm.label]["thumbs"] = studies.thumbs(data, rows)
         study["neighbours"][arm.label] = studies.neighbours(x[0], x[1], data, rows)
     study["curves"][arm.label] = [(r["step"], r["loss"]) for r in run.metrics() if "loss" in r]
+    study["notes"] += [f"{arm.label}: {said}" for said in told(run.facts)]
     study["notes"] += [f"{arm.label}: {r['message']}" for r in run.metrics() if "alarm" in r]
     if hasattr(method, "pictures"):
         batch = data.test.take(rows.test[:8])

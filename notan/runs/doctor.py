@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from notan.data.doctor import Finding, diagnose
+from notan.data.doctor import Finding, diagnose, diagnose_stream
 from notan.errors import NotanError
+from notan.runs.captions import told
 from notan.runs.folder import Run
 
 
-def doctor(what: str | Path, console: Any) -> int:
-    """Print findings about a run folder or data, the worst first; the exit status is 1 when one is an error."""
-    findings = examine(what)
+def doctor(what: str | Path, console: Any, stream: bool = False) -> int:
+    """Print findings about a run folder or data, the worst first; the exit status is 1 when one is an error. With `stream`
+    the data is opened as one that does not fit.
+    """
+    findings = diagnose_stream(str(what)) if stream else examine(what)
     colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
     for f in sorted(findings, key=lambda f: list(colours).index(f.severity)):
         console.print(f"{f.severity}: {f.what}", style=colours[f.severity], highlight=False)
@@ -41,6 +44,7 @@ def _run(run: Run) -> list[Finding]:
         step = records[-1]["step"] if records else 0
         found.append(Finding("warning", f"it is not finished: step {step} of {run.settings.steps}",
                              "the same `notan train` command goes on from there"))
+    found += [Finding("note", said.rstrip("."), "") for said in told(run.facts)]
     for r in records:
         if "alarm" in r:
             found.append(Finding("warning", f"step {r['step']}: {r['message']}", ""))

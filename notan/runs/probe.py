@@ -27,6 +27,7 @@ from notan.probes.segmentation import segmentation
 from notan.probes.zero_shot import PROMPTS, class_features, zero_shot
 from notan.runs import study
 from notan.runs.build import is_both, reads_texts
+from notan.runs.captions import cut_by
 from notan.runs.embed import encoding, features_by_name, fitted, load_tower
 from notan.runs.folder import Run
 from notan.runs.watch import probed
@@ -156,6 +157,7 @@ def _by_words(run: str | Path, data: Data, rows: int, asked: list[str], prompts:
         number = {text: i for i, text in enumerate(texts)}
         pairs = torch.tensor([(i, number[text]) for i, every in enumerate(said) for text in dict.fromkeys(every)])
         z, notes = read(texts), "equal captions are one, and belong to each of their pictures"
+        notes += f"; {lost.rstrip('.')}" if (lost := cut_by(run, texts)) else ""
         found = {"picture to text": retrieval(images, z, pairs, notes=notes),
                  "text to picture": retrieval(z, images, pairs.flip(1), notes=notes)}
     if "zeroshot" in asked:

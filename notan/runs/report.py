@@ -37,6 +37,7 @@ import numpy as np
 from notan.data import keys
 from notan.errors import NotanError
 from notan.runs import gallery, sections
+from notan.runs.captions import told
 from notan.runs.page import document
 
 SECTIONS = (
@@ -94,7 +95,7 @@ def run_study(run: Any, pictures: Mapping[str, Any] | None = None) -> dict[str, 
     return {
         "title": f"{name} on {run.info.name}",
         "data": {"name": run.info.name, "training rows": run.info.rows, "classes": list(run.info.classes)},
-        "notes": list(dict.fromkeys(r["message"] for r in records if "alarm" in r)),
+        "notes": [*told(run.facts), *dict.fromkeys(r["message"] for r in records if "alarm" in r)],
         "rows": [row],
         "curves": {name: [(r["step"], r["loss"]) for r in records if "loss" in r]},
         "pictures": {name: dict(pictures or {})},

@@ -27,6 +27,7 @@ from notan.probes.features import extract
 from notan.runs import checkpoint, machine, optim
 from notan.runs import config as configs
 from notan.runs.build import build_method, make_tokenizers
+from notan.runs.captions import cut_captions, told
 from notan.runs.config import Config
 from notan.runs.dump import dump
 from notan.runs.folder import Run, same_run
@@ -147,7 +148,9 @@ def _run(config: Config, data: Data, folder: Path, accelerator: Accelerator, hea
     torch.set_num_threads(config.threads or torch.get_num_threads())
     if world.is_main() and not (folder / "config.yaml").exists():
         facts = {"info": asdict(data.info), "fingerprint": data.fingerprint, "parameters": _sizes(method, config),
-                 **machine.facts(accelerator.device)}
+                 **cut_captions(config, method, data), **machine.facts(accelerator.device)}
+        for said in told(facts) if console is not None else ():
+            console.print(said, style="yellow", highlight=False)
         checkpoint.write_text(folder / "config.yaml", configs.dump(config, facts))
     teller = Teller(folder, start=state["step"], steps=config.steps or 0, batch=config.batch, seconds=state["seconds"],
                     title=title, console=console, log=log)
