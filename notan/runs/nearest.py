@@ -16,7 +16,7 @@ from notan.runs.index import Index, Writer, size_of
 
 FLOATS = 1 << 18                                                        # of vectors that are in float32 at a time: 1 MB
 WINDOW = 1 << 18                                                        # rows whose scores are held at a time
-LINKS, WIDTH_ADD, WIDTH = 16, 128, 128                                  # of a node; candidates when it is added, and in a search
+LINKS, WIDTH_ADD, WIDTH = 16, 64, 128                                   # of a node; candidates when it is added, and in a search
 AT_ONCE = 4096                                                          # rows that join the graph between looks at the bar
 
 
