@@ -206,7 +206,7 @@ def _jpeg(flat: Any, side: int) -> bytes:
     small = flat.copy()
     small.thumbnail((side, side))
     file = io.BytesIO()
-    small.save(file, "JPEG", quality=85, subsampling=0 if max(small.size) <= 64 else 2)
+    small.save(file, "JPEG", quality=85 if max(small.size) > 64 else 95, subsampling=2 if max(small.size) > 64 else 0)
     return file.getvalue()
 
 

@@ -20,11 +20,11 @@ const thumbs = new Map(), pictured = about.kind === 'picture';
 
 // ------------------------------------------------------------------------------------------------------------------ colours
 let palette = [], soft = [128, 128, 128];
-const rgb = colour => { brush.fillStyle = '#000'; brush.fillStyle = colour; brush.fillRect(0, 0, 1, 1); return [...brush.getImageData(0, 0, 1, 1).data.slice(0, 3)]; };
+const dab = make('canvas').getContext('2d', { willReadFrequently: true });
+const rgb = colour => { dab.fillStyle = colour; dab.fillRect(0, 0, 1, 1); return [...dab.getImageData(0, 0, 1, 1).data.slice(0, 3)]; };
 const named = i => palette[i] ?? palette[7] ?? soft;
 function readColours() {
   const style = getComputedStyle(document.documentElement), dark = matchMedia('(prefers-color-scheme: dark)').matches;
-  brush.setTransform(1, 0, 0, 1, 0, 0);
   palette = about.classes.map((_, i) => rgb(i < 10 ? style.getPropertyValue(`--c${i}`).trim() : `hsl(${i * 137.508 % 360} 50% ${dark ? 64 : 48}%)`));
   if (!palette.length) palette = [rgb(style.getPropertyValue('--c0').trim())];
   soft = rgb(style.getPropertyValue('--soft').trim());
@@ -38,9 +38,9 @@ let program, buffers;
 function shader(kind, text) { const s = gl.createShader(kind); gl.shaderSource(s, text); gl.compileShader(s); return s; }
 if (gl) {
   program = gl.createProgram();
-  gl.attachShader(program, shader(gl.VERTEX_SHADER, `attribute vec2 p; attribute vec4 c; uniform vec2 centre, scale; uniform float size; varying vec4 colour;
+  gl.attachShader(program, shader(gl.VERTEX_SHADER, `attribute vec2 p; attribute vec4 c; uniform vec2 centre, scale; uniform mediump float size; varying vec4 colour;
     void main() { gl_Position = vec4((p - centre) * scale, 0., 1.); gl_PointSize = size; colour = c; }`));
-  gl.attachShader(program, shader(gl.FRAGMENT_SHADER, `precision mediump float; varying vec4 colour; uniform float size;
+  gl.attachShader(program, shader(gl.FRAGMENT_SHADER, `precision mediump float; varying vec4 colour; uniform mediump float size;
     void main() { float d = length(gl_PointCoord - .5) * size; float a = colour.a * clamp(size * .5 - d, 0., 1.); gl_FragColor = vec4(colour.rgb * a, a); }`));
   gl.linkProgram(program); gl.useProgram(program);
   buffers = { p: gl.createBuffer(), c: gl.createBuffer() };
@@ -94,6 +94,7 @@ const size = () => ({ w: area.clientWidth, h: area.clientHeight });
 const unit = () => { const { w, h } = size(); return Math.min(w, h) * 0.46 * view.zoom; };       // pixels of a length of 1
 const onScreen = i => { const { w, h } = size(), u = unit(); return [w / 2 + (xy[2 * i] - view.x) * u, h / 2 - (xy[2 * i + 1] - view.y) * u]; };
 const onMap = (x, y) => { const { w, h } = size(), u = unit(); return [(x - w / 2) / u + view.x, (h / 2 - y) / u + view.y]; };
+const side = () => Math.max(30, Math.min(76, 30 * view.zoom ** 0.4));                             // of a picture on the map
 const dot = () => Math.max(1.6, Math.min(13, 300 / Math.sqrt(n + 300) * Math.sqrt(view.zoom) * 0.6));
 function thumb(i) {
   const r = row[i];
@@ -118,7 +119,7 @@ function paint() {
   }
   brush.setTransform(ratio, 0, 0, ratio, 0, 0); brush.clearRect(0, 0, w, h);
   if (!gl) for (let i = 0; i < Math.min(n, 50000); i++) { const [x, y] = onScreen(i), d = dot(); brush.fillStyle = css(named(label[i]), shows(i) ? 0.7 : GONE); brush.fillRect(x - d / 2, y - d / 2, d, d); }
-  for (const i of mosaic) picture(i, 30, shows(i) ? 1 : 0.15, css(label[i] < 0 ? soft : named(label[i])));
+  for (const i of mosaic) picture(i, side(), !shows(i) ? 0.12 : rings.length ? 0.2 : 1, css(label[i] < 0 ? soft : named(label[i])));
   const accent = getComputedStyle(document.documentElement).getPropertyValue('--accent').trim();
   rings.forEach((r, k) => {
     const i = place.get(r); if (i === undefined) return;
@@ -141,12 +142,16 @@ function picture(i, side, alpha, colour, width = 1.5) {
 function settle() {                                      // which pictures there is room for, once the map stands still
   clearTimeout(settled); draw();
   settled = setTimeout(() => {
-    const { w, h } = size(), taken = new Set(); mosaic = [];
+    const { w, h } = size(), gap = side() + 5, taken = new Map(); mosaic = [];
     if (pictured && $('mosaic').checked) for (let k = 0; k < n && mosaic.length < 700; k++) {
-      const i = k, [x, y] = onScreen(i);
-      if (x < 0 || y < 0 || x > w || y > h || !shows(i)) continue;
-      const spot = Math.floor(y / 36) * 1000 + Math.floor(x / 36);
-      if (!taken.has(spot)) { taken.add(spot); mosaic.push(i); }
+      const [x, y] = onScreen(k), a = Math.floor(x / gap), b = Math.floor(y / gap);
+      if (x < 0 || y < 0 || x > w || y > h || !shows(k)) continue;
+      let free = true;
+      for (let v = b - 1; v <= b + 1 && free; v++) for (let u = a - 1; u <= a + 1 && free; u++) {
+        const other = taken.get(v * 4096 + u);
+        if (other && Math.abs(other[0] - x) < gap && Math.abs(other[1] - y) < gap) free = false;
+      }
+      if (free) { taken.set(b * 4096 + a, [x, y]); mosaic.push(k); }
     }
     draw();
   }, 160);

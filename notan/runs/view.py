@@ -2,8 +2,8 @@
 
 Only what is named here is answered: the page and its two files, questions to the index, thumbnails by row, and the picture of a
 row where its file still is a picture. No path ever comes from the browser. Names and texts go out as JSON, and the page puts them
-in as text; a policy forbids it to load anything from elsewhere. Refused are a name that was made to lead here (DNS rebinding), and
-what another site's page asks.
+in as text; a policy forbids it to load anything from elsewhere. Refused are a name that was made to lead here (DNS rebinding),
+and what another site's page asks.
 """
 
 from __future__ import annotations
@@ -210,7 +210,8 @@ def _handler(viewer: Viewer, host: str) -> type[BaseHTTPRequestHandler]:
         def _send(self, status: int, content: bytes, kind: str) -> None:
             self.send_response(status)
             for name, value in (("Content-Type", kind), ("Content-Length", str(len(content))),
-                                ("Content-Security-Policy", POLICY), ("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer"),
+                                ("Content-Security-Policy", POLICY), ("X-Content-Type-Options", "nosniff"),
+                                ("Referrer-Policy", "no-referrer"),
                                 ("Cross-Origin-Resource-Policy", "same-origin"),
                                 ("Cache-Control", "max-age=3600" if kind.startswith("image/") else "no-store")):
                 self.send_header(name, value)
