@@ -101,7 +101,8 @@ def test_kill_9_leaves_an_index_that_goes_on_and_a_free_lock(photos, tmp_path):
             "keep = store.Writer._save\n"
             "def save(self):\n    calls.append(0)\n    os.kill(os.getpid(), 9) if len(calls) == 3 else keep(self)\n"
             "store.Writer._save = save\nindexing.index(*sys.argv[1:4])\n")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "model"), str(photos), str(tmp_path / "index")], check=False)
+    paths = [str(path) for path in (tmp_path / "model", photos, tmp_path / "index")]
+    done = subprocess.run([sys.executable, "-c", code, *paths], check=False)
     assert done.returncode == -signal.SIGKILL
     found = Index(tmp_path / "index")
     assert found.count == 4 and (tmp_path / "index" / "vectors.bin").stat().st_size == 8 * 8 * 2     # a part too many on the disk
@@ -219,8 +220,9 @@ def test_one_writer_one_model_one_form(photos, tmp_path):
     save_encoder(encoder(1), tmp_path / "other")
     with pytest.raises(NotanError, match=r"made by ConvNet \([0-9a-f]{16}\), and this is .*other \([0-9a-f]{16}\)"):
         indexing.index(tmp_path / "other", str(photos), tmp_path / "i")
-    for how, words in (({"fit": "pad"}, "fit 'crop'"), ({"dtype": "float32"}, "dtype 'float16'"), ({"fit": "crap"}, "did you mean"),
-                       ({"split": "val"}, "no split"), ({"dtype": "int8"}, "float16 or float32")):
+    for how, words in (({"fit": "pad"}, "fit 'crop'"), ({"dtype": "float32"}, "dtype 'float16'"),
+                       ({"fit": "crap"}, "did you mean"), ({"split": "val"}, "no split"),
+                       ({"dtype": "int8"}, "float16 or float32")):
         with pytest.raises(NotanError, match=words):
             indexing.index(encoder(), str(photos), tmp_path / "i", **how)
     assert len(Index(tmp_path / "i")) == 11                             # the lock is free again, and nothing has changed

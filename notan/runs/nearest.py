@@ -36,10 +36,20 @@ def exact(vectors: np.ndarray, alive: np.ndarray, queries: Tensor, top: int, fir
             block = torch.from_numpy(np.asarray(vectors[at : min(at + step, stop)])).float()
             torch.mm(block, queries.T, out=scores[at - start : at - start + len(block)])
         scores = scores.T.masked_fill(~torch.from_numpy(alive[start:stop]), -torch.inf)        # (Q, n)
-        found, place = scores.topk(min(top, stop - start), dim=1)
-        best, rows = torch.cat([best, found], dim=1), torch.cat([rows, place + start], dim=1)
-        best, rows = _ordered(best, rows, top)
+        found, place = _best(scores, min(top, stop - start))
+        best, rows = _ordered(torch.cat([best, found], dim=1), torch.cat([rows, place + start], dim=1), top)
     return best, rows
+
+
+def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of (Q, n) and their places; of equal ones at the end the first."""
+    found, place = scores.topk(k, dim=1)
+    for q, least in enumerate(found[:, -1]) if k else ():
+        if int((scores[q] == least).sum()) > int((found[q] == least).sum()):
+            at = (scores[q] >= least).nonzero()[:, 0]
+            place[q] = at[scores[q, at].argsort(descending=True, stable=True)[:k]]
+            found[q] = scores[q, place[q]]
+    return found, place
 
 
 def approximate(index: Index, graph: Any, covered: int, queries: Tensor, top: int) -> tuple[Tensor, Tensor]:

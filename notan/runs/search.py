@@ -120,14 +120,14 @@ class Searcher:
         if not 0 <= row < self.index.count or not self.index.alive[row]:
             raise NotanError(f"{self.index.path} has no row {row}", f"a row that is there, 0 to {self.index.count - 1}",
                              "take one that a search has shown")
+        _check_top(top)
         query = torch.from_numpy(self.index.vectors[row : row + 1].astype("float32"))
         found = self._found(query, top + 1, how, [])
         others = [hit for hit in found.hits if hit.row != row][:top]
         return found._replace(hits=[hit._replace(rank=i) for i, hit in enumerate(others, start=1)])
 
     def _found(self, query: Tensor, top: int, how: How | None, notes: list[str]) -> Found:
-        if top < 1:
-            raise NotanError(f"--top {top}", "at least 1", "--top 10")
+        _check_top(top)
         start, index = time.perf_counter(), self.index
         if index.count and query.shape[1] != index.dim:
             raise NotanError(f"the model gives {query.shape[1]} numbers and {index.path} has {index.dim}", "vectors of one model")
@@ -150,6 +150,11 @@ class Searcher:
         item = self.index.item(row)
         return Hit(rank, score, row, item["name"], item.get("path", ""), item.get("text", ""), item.get("class", ""),
                    item["source"])
+
+
+def _check_top(top: int) -> None:
+    if top < 1:
+        raise NotanError(f"--top {top}", "at least 1", "--top 10")
 
 
 def search_and_print(index: Path, query: str | None, *, picture: Path | None, like: int | None, top: int, how: How | None,
