@@ -16,7 +16,7 @@ from notan.runs.index import Index, Writer, size_of
 
 FLOATS = 1 << 18                                                        # of vectors that are in float32 at a time: 1 MB
 WINDOW = 1 << 18                                                        # rows whose scores are held at a time
-LINKS, WIDTH_ADD, WIDTH = 16, 64, 128                                   # of a node; candidates when it is added, and in a search
+LINKS, WIDTH_ADD, WIDTH = 16, 64, 256                                   # of a node; candidates when it is added, and in a search
 AT_ONCE = 4096                                                          # rows that join the graph between looks at the bar
 
 
@@ -29,14 +29,15 @@ def exact(vectors: np.ndarray, alive: np.ndarray, queries: Tensor, top: int, fir
     top = min(top, int(alive[first:].sum()))
     best, rows = queries.new_full((len(queries), 0), 0.0), torch.zeros(len(queries), 0, dtype=torch.int64)
     step = max(1, FLOATS // max(vectors.shape[1], 1))
+    kept, there = torch.from_numpy(np.asarray(vectors)), torch.from_numpy(alive)
+    room = torch.empty(step, vectors.shape[1])                          # one place for all blocks: it stays in the cache
     for start in range(first, len(vectors) if top else first, WINDOW):
         stop = min(start + WINDOW, len(vectors))
-        scores = torch.empty(stop - start, len(queries))
+        scores = torch.empty(len(queries), stop - start)
         for at in range(start, stop, step):
-            block = torch.from_numpy(np.asarray(vectors[at : min(at + step, stop)])).float()
-            torch.mm(block, queries.T, out=scores[at - start : at - start + len(block)])
-        scores = scores.T.masked_fill(~torch.from_numpy(alive[start:stop]), -torch.inf)        # (Q, n)
-        found, place = _best(scores, min(top, stop - start))
+            block = kept[at : min(at + step, stop)]
+            torch.mm(queries, room[: len(block)].copy_(block).T, out=scores[:, at - start : at - start + len(block)])
+        found, place = _best(scores.masked_fill_(~there[start:stop], -torch.inf), min(top, stop - start))
         best, rows = _ordered(torch.cat([best, found], dim=1), torch.cat([rows, place + start], dim=1), top)
     return best, rows
 
