@@ -132,7 +132,8 @@ def ask_exact(path: Path, queries: Tensor) -> dict:
         found.append(rows[0].tolist())
     after = held()
     return {**spent(times), "mb_held": round(after["RssAnon"] - before["RssAnon"], 1),
-            "mb_mapped": round(after["RssFile"] - before["RssFile"], 1), "mb_after_opening": round(opened["RssAnon"] - before["RssAnon"], 1), "found": found}
+            "mb_mapped": round(after["RssFile"] - before["RssFile"], 1),
+            "mb_after_opening": round(opened["RssAnon"] - before["RssAnon"], 1), "found": found}
 
 
 def ask_graph(path: Path, queries: Tensor) -> dict:
@@ -214,7 +215,8 @@ def main() -> None:
         exact, graph = row["exact"], row["approximate"]
         print(f"{row['n']:9,d} rows: written in {row['seconds_to_write']} s; exact {exact['ms_median']} ms (p99 "
               f"{exact['ms_p99']}), {exact['mb_held']:.0f} MB + {exact['mb_mapped']:.0f} MB mapped; graph built in "
-              f"{row['graph_seconds_to_build']} s, {graph['ms_median']} ms (p99 {graph['ms_p99']}), recall@10 {graph['recall_at_10']}")
+              f"{row['graph_seconds_to_build']} s, {graph['ms_median']} ms (p99 {graph['ms_p99']}), recall@10 "
+              f"{graph['recall_at_10']}")
         print("          " + "; ".join(f"{r['what']} {r['ms_median']} ms, {r['of_floor']} x floor" for r in row["in_turns"]))
 
 

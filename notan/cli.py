@@ -22,7 +22,7 @@ COMMANDS = {
     "decode": "contrastive decoding on any Hugging Face model of words, or words and pictures, beside greedy",
     "inspect": "what is inside a model: a paper's measure of it, as numbers and figures",
     "export": "take the encoder and leave: safetensors, transformers, ONNX",
-    "doctor": "what is wrong with this data, or this run",
+    "doctor": "what is wrong with this data, this run, or this index",
     "claim": "a paper's claim, re-tested small and honest",
 }
 
@@ -62,7 +62,7 @@ def parser(argv: list[str]) -> argparse.ArgumentParser:
     _decode_flags(parts["decode"], argv)
     _inspect_flags(parts["inspect"], argv)
     _export_flags(parts["export"])
-    parts["doctor"].add_argument("what", metavar="RUN|DATA", help="a run folder, or anything --data takes")
+    parts["doctor"].add_argument("what", metavar="RUN|DATA", help="a run folder, an index, or anything --data takes")
     _claim_flags(parts["claim"])
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         raise NotanError(f"there is no command {argv[0]!r}", "one of " + ", ".join(COMMANDS),

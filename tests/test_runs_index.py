@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from notan import embed
+from notan import cli, embed
 from notan.data import Rows
 from notan.data.pictures import Form, decode, decode_and_show
 from notan.errors import NotanError
@@ -184,7 +184,11 @@ def test_what_cannot_be_read_is_skipped_named_and_tried_again_when_it_changes(ph
     draw(photos / "cat" / "broken.png", 70)
     (photos / "dog" / "empty.png").unlink()
     done = indexing.index(model, str(photos), tmp_path / "i")
-    assert (done.new, done.unreadable, done.total) == (1, 0, 12)
+    assert (done.new, done.unreadable, done.total) == (1, 0, 12) and Index(tmp_path / "i").header["unreadable"] == {}
+    (photos / "cat" / "01.png").write_bytes(b"")                        # what was there is found no more, and is named
+    done = indexing.index(model, str(photos), tmp_path / "i", limit_bad=0.5)
+    assert (done.changed, done.unreadable, done.total) == (0, 1, 11)
+    assert [said[1:3] for said in Index(tmp_path / "i").header["unreadable"].values()] == [["cat/01.png", "the file is empty"]]
 
 
 def test_rows_of_tables_arrays_and_numbers(tmp_path):
@@ -256,6 +260,20 @@ def test_a_damaged_part_is_named(photos, tmp_path, name):
         Index(tmp_path / "i")
     path.write_bytes(good)
     Index(tmp_path / "i").check()
+
+
+def test_the_doctor_looks_at_an_index(photos, tmp_path, capsys):
+    save_encoder(encoder(), tmp_path / "model")
+    (photos / "cat" / "broken.png").write_bytes(b"no picture")
+    embed(tmp_path / "model", str(photos), out=tmp_path / "i", data_options={"limit_bad": 0.5})
+    assert cli.main(["doctor", str(tmp_path / "i")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "cat/broken.png of" in said and "11 picture rows of 8 numbers by" in said
+    (tmp_path / "model").rename(tmp_path / "moved")
+    assert cli.main(["doctor", str(tmp_path / "i")]) == 0 and "its model is not at" in " ".join(capsys.readouterr().out.split())
+    thumbs = (tmp_path / "i" / "thumbs.bin")
+    thumbs.write_bytes(b"x" * thumbs.stat().st_size)
+    assert cli.main(["doctor", str(tmp_path / "i")]) == 1 and "part 0 of" in capsys.readouterr().out
 
 
 def test_what_is_no_index_is_said(tmp_path):

@@ -157,12 +157,11 @@ class Writer:
 
     def known(self) -> dict[int, tuple[int, str, str]]:
         """id -> (row, stamp, source) of every row that can be found."""
-        index, found = self.index, {}
-        items = (self.path / "items.bin").read_bytes()
-        for row in np.flatnonzero(index.alive):
-            at = index.rows[row]
-            item = json.loads(items[int(at["item"]) : int(at["item"]) + int(at["item_bytes"])])
-            found[int(at["id"])] = (int(row), item["stamp"], item["source"])
+        live, found = np.flatnonzero(self.index.alive), {}
+        rows, items = np.asarray(self.index.rows)[live], (self.path / "items.bin").read_bytes()
+        for row, start, size, id_ in zip(live.tolist(), *(rows[name].tolist() for name in ("item", "item_bytes", "id"))):
+            item = json.loads(items[start : start + size])
+            found[id_] = (row, item["stamp"], item["source"])
         return found
 
     def append(self, vectors: np.ndarray, ids: Sequence[int], items: Sequence[dict[str, Any]], thumbs: Sequence[bytes] = (), *,
@@ -187,7 +186,8 @@ class Writer:
                     os.fsync(file.fileno())
             header["parts"].append(part)
             header["rows"] = part["last"]
-        header["unreadable"] |= unreadable or {}
+        good = {f"{id_:016x}" for id_ in ids}
+        header["unreadable"] = {k: v for k, v in (header["unreadable"] | (unreadable or {})).items() if k not in good}
         gone = np.zeros(header["rows"], dtype=bool)
         for first, last in header["dropped"]:
             gone[first:last] = True

@@ -97,6 +97,9 @@ def kind_of(space: Space, items: Items) -> str:
 
 def _update(writer: Writer, space: Space, items: Items, kind: str, form: Form, batch: int, limit: float, console: Any) -> Done:
     known, bad = writer.known(), writer.header["unreadable"]
+    if any(said[3] == items.spec and int(key, 16) not in items.every for key, said in bad.items()):
+        bad = {key: said for key, said in bad.items() if said[3] != items.spec or int(key, 16) in items.every}
+        writer.note(unreadable=bad)
     gone = [row for i, (row, _, spec) in known.items() if spec == items.spec and i not in items.every]
     if gone:
         writer.append(np.zeros((0, 0)), [], [], dropped=gone)
@@ -118,14 +121,15 @@ def _update(writer: Writer, space: Space, items: Items, kind: str, form: Form, b
             check_finite(vectors, f"the vectors of {space.name}")
             good = [(i, key, stamp) for i, key, stamp in part if i not in failed]
             said = [{**items.shown(i), "stamp": stamp, "source": items.spec} for i, _, stamp in good]
-            names = {f"{key:016x}": [stamp, items.shown(i)["name"], failed[i]] for i, key, stamp in part if i in failed}
+            names = {f"{key:016x}": [stamp, items.shown(i)["name"], failed[i], items.spec]
+                     for i, key, stamp in part if i in failed}
             writer.append(vectors.numpy(), [key for _, key, _ in good], said, thumbs, unreadable=names,
                           dropped=[known[key][0] for _, key, _ in part if key in known])
             done.changed += sum(key in known for _, key, _ in good)
             done.new += sum(key not in known for _, key, _ in good)
             done.unreadable += len(failed)
             if done.unreadable > allowed:
-                listed = "; ".join(f"{name} ({reason})" for _, name, reason in list(writer.header["unreadable"].values())[:5])
+                listed = "; ".join(f"{name} ({reason})" for _, name, reason, _ in list(writer.header["unreadable"].values())[:5])
                 raise NotanError(f"{done.unreadable:,} of {len(items):,} rows of {items.spec} cannot be read: {listed}",
                                  f"at most {allowed:,} ({limit:.1%})", "repair or remove them, or raise --limit-bad")
     return done

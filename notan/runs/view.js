@@ -210,7 +210,9 @@ async function find() {
   } catch (error) { failed(error); }
 }
 function welcome() {
-  if (chosen < 0 && !rings.length) { $('title').textContent = n ? 'Click on the map' : 'The index is empty'; $('chosen').replaceChildren(); }
+  if (chosen >= 0 || rings.length) return;
+  $('title').textContent = n ? 'Click on the map' : 'The index is empty'; $('chosen').replaceChildren();
+  $('notes').replaceChildren(...(about.no_words ? [make('li', about.no_words)] : []));
 }
 function legend() {
   const sorted = about.classes.map((c, i) => [c, i]).filter(([c]) => c.count).sort((a, b) => b[0].count - a[0].count).slice(0, 60);
@@ -293,7 +295,7 @@ matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => { re
 document.title = `${about.name} · notan`;
 $('name').textContent = about.name;
 $('facts').textContent = `${about.rows.toLocaleString('en')} ${about.kind === 'picture' ? 'pictures' : about.kind === 'text' ? 'texts' : 'rows'} · ${about.model}`;
-if (about.no_words) { $('query').disabled = true; $('query').placeholder = about.no_words; $('query').title = about.no_words; }
+if (about.no_words) { $('query').disabled = true; $('query').placeholder = 'No search in words here'; }
 readColours(); await load(); welcome();
 if (location.hash.length > 1 && !about.no_words) { try { $('query').value = decodeURIComponent(location.hash.slice(1)); find(); } catch (error) { /* a broken address asks nothing */ } }
 const say = () => { $('status').textContent = about.busy ? 'two directions of most spread; a map that keeps neighbours together is being made …' : about.map === 'spread' ? 'two directions of most spread' : ''; };
