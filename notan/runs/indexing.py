@@ -40,13 +40,15 @@ class Done:
     changed: int = 0
     gone: int = 0
     unreadable: int = 0
+    named: str = ""                                                     # the first of these, and why
     total: int = 0
     seconds: float = 0.0
 
     def __str__(self) -> str:
         said = [f"{n:,} {name}" for name, n in (("new", self.new), ("changed", self.changed), ("gone", self.gone),
                                                  ("unreadable", self.unreadable)) if n]
-        return f"{', '.join(said) or 'nothing new'}; {self.total:,} in all, {self.seconds:.0f} s"
+        named = f" ({self.named})" if self.named else ""
+        return f"{', '.join(said) or 'nothing new'}{named}; {self.total:,} in all, {self.seconds:.0f} s"
 
 
 def index(run: Any, data: str | Data, out: str | Path, *, split: str | None = None, vector: str | None = None,
@@ -75,6 +77,7 @@ def index(run: Any, data: str | Data, out: str | Path, *, split: str | None = No
         done = _update(writer, space, items, kind, Form(space.side, space.channels, fit), batch, limit_bad, console)
         if items.spec not in writer.header["sources"]:
             writer.note(sources=[*writer.header["sources"], items.spec])
+        done.named = _listed(writer.header["unreadable"], items.spec, 3) if done.unreadable else ""
         done.total, done.seconds = writer.header["live"], time.monotonic() - start
     return done
 
@@ -129,7 +132,7 @@ def _update(writer: Writer, space: Space, items: Items, kind: str, form: Form, b
             done.new += sum(key not in known for _, key, _ in good)
             done.unreadable += len(failed)
             if done.unreadable > allowed:
-                listed = "; ".join(f"{name} ({reason})" for _, name, reason, _ in list(writer.header["unreadable"].values())[:5])
+                listed = _listed(writer.header["unreadable"], items.spec, 5)
                 raise NotanError(f"{done.unreadable:,} of {len(items):,} rows of {items.spec} cannot be read: {listed}",
                                  f"at most {allowed:,} ({limit:.1%})", "repair or remove them, or raise --limit-bad")
     return done
@@ -146,6 +149,12 @@ class Count:
     def __call__(self, more: int) -> None:
         self.done += more
         self.show(self.done, self.total)
+
+
+def _listed(unreadable: dict[str, list[str]], spec: str, most: int) -> str:
+    """The first rows of this data that cannot be read, and why."""
+    said = [f"{name} ({reason})" for _, name, reason, source in unreadable.values() if source == spec]
+    return "; ".join(said[:most] + ["..."] * (len(said) > most))
 
 
 Read = tuple[Tensor, list[bytes], dict[int, str]]                       # vectors, thumbnails, and why some items have none
