@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from notan.runs.export import export as export
     from notan.runs.inspect import inspect as inspect
     from notan.runs.probe import probe as probe
+    from notan.runs.search import search as search
     from notan.runs.train import train as train
+    from notan.runs.view import view as view
 
 _HOMES = {
     "train": "notan.runs.train", "compare": "notan.runs.compare", "probe": "notan.runs.probe",
     "embed": "notan.runs.embed", "decode": "notan.runs.decode", "inspect": "notan.runs.inspect", "export": "notan.runs.export",
-    "doctor": "notan.runs.doctor",
+    "doctor": "notan.runs.doctor", "search": "notan.runs.search", "view": "notan.runs.view",
     "open_data": "notan.data", "NotanError": "notan.errors",
 }
 __all__ = [*_HOMES, "load"]

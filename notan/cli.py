@@ -16,11 +16,13 @@ COMMANDS = {
     "compare": "which of these methods helps on my data? equal budgets, several seeds, one protocol",
     "train": "one method -> a run folder",
     "probe": "how good is an encoder: ridge, k-NN, logistic, few-shot, regression, retrieval, zero-shot, fine-tuning, ...",
-    "embed": "a table of embeddings from a run or any Hugging Face encoder",
+    "embed": "a table of embeddings, or an index to search, from a run or any Hugging Face encoder",
+    "search": "what in an index is nearest to words, to a picture, or to one of its own rows",
+    "view": "an index as a map in the browser, with a search box and neighbours",
     "decode": "contrastive decoding on any Hugging Face model of words, or words and pictures, beside greedy",
     "inspect": "what is inside a model: a paper's measure of it, as numbers and figures",
     "export": "take the encoder and leave: safetensors, transformers, ONNX",
-    "doctor": "what is wrong with this data, or this run",
+    "doctor": "what is wrong with this data, this run, or this index",
     "claim": "a paper's claim, re-tested small and honest",
 }
 
@@ -55,10 +57,12 @@ def parser(argv: list[str]) -> argparse.ArgumentParser:
     _train_flags(parts["train"], argv)
     _probe_flags(parts["probe"])
     _embed_flags(parts["embed"])
+    _search_flags(parts["search"])
+    _view_flags(parts["view"])
     _decode_flags(parts["decode"], argv)
     _inspect_flags(parts["inspect"], argv)
     _export_flags(parts["export"])
-    parts["doctor"].add_argument("what", metavar="RUN|DATA", help="a run folder, or anything --data takes")
+    parts["doctor"].add_argument("what", metavar="RUN|DATA", help="a run folder, an index, or anything --data takes")
     parts["doctor"].add_argument("--stream", action="store_true", help="open the data as one that does not fit: look at the rows "
                                                                        "that a run with --stream keeps at hand")
     _claim_flags(parts["claim"])
@@ -198,9 +202,40 @@ def _probe_flags(p: argparse.ArgumentParser) -> None:
 
 def _embed_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("run", metavar="RUN", help="a run folder, an encoder folder, or hf:NAME")
-    p.add_argument("--out", type=Path, required=True, help="e.g. embeddings.parquet")
-    p.add_argument("--split", choices=["train", "test"], default="train")
+    p.add_argument("--out", type=Path, required=True, help="e.g. embeddings.parquet; or a folder: an index for search and view, "
+                                                           "which the same command brings up to date")
+    p.add_argument("--split", choices=["train", "test"], help="(default: train; of an index both)")
+    g = p.add_argument_group("index", "when --out is a folder")
+    g.add_argument("--dtype", choices=["float16", "float32"], help="of the vectors (default: float16)")
+    g.add_argument("--vector", metavar="NAME", help="which one, of a method that gives several, e.g. common")
+    g.add_argument("--approximate", action="store_true", help="build the graph for approximate search, too (pip install "
+                                                              "'notan[search]')")
     _data_flags(p, None, stream=False)
+
+
+def _search_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("index", metavar="INDEX", type=Path, help="a folder that `notan embed RUN --data DATA --out FOLDER` wrote")
+    p.add_argument("query", nargs="?", help="what to look for, in words")
+    p.add_argument("--picture", type=Path, metavar="FILE", help="look for what is like this picture")
+    p.add_argument("--like", type=int, metavar="ROW", help="look for what is like this row of the index")
+    p.add_argument("--top", type=int, default=10, help="how many (default: %(default)s)")
+    p.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    p.add_argument("--page", type=Path, metavar="FILE.html", help="write the results as one page, thumbnails inside")
+    g = p.add_mutually_exclusive_group()
+    g.add_argument("--exact", dest="how", action="store_const", const="exact", help="a pass over all vectors (default up to "
+                                                                                    "500,000 rows, or without a graph)")
+    g.add_argument("--approximate", dest="how", action="store_const", const="approximate",
+                   help="through the graph of `notan embed --approximate` (pip install 'notan[search]')")
+    p.add_argument("--model", help="where the index's model is, if it has moved")
+
+
+def _view_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("index", metavar="INDEX", type=Path, help="a folder that `notan embed RUN --data DATA --out FOLDER` wrote")
+    p.add_argument("--host", default="127.0.0.1", help="who can see it: this machine alone (%(default)s), or e.g. 0.0.0.0, "
+                                                       "everyone who reaches it")
+    p.add_argument("--port", type=int, default=8765, help="0: any that is free (default: %(default)s)")
+    p.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
+    p.add_argument("--model", help="where the index's model is, if it has moved")
 
 
 def _decode_flags(p: argparse.ArgumentParser, argv: list[str]) -> None:
@@ -323,8 +358,22 @@ def _probe(args: argparse.Namespace) -> None:
 def _embed(args: argparse.Namespace) -> None:
     from notan.runs.embed import embed
 
-    out = embed(args.run, args.data, out=args.out, split=args.split, data_options=_data_options(args))
-    print(f"Embeddings: {out}")
+    out = embed(args.run, args.data, out=args.out, split=args.split, data_options=_data_options(args), vector=args.vector,
+                dtype=args.dtype, approximate=args.approximate, console=_console())
+    print(f"Embeddings: {out}" if out.suffix == ".parquet" else f"Look into it: notan search {out} ... | notan view {out}")
+
+
+def _search(args: argparse.Namespace) -> None:
+    from notan.runs.search import search_and_print
+
+    search_and_print(args.index, args.query, picture=args.picture, like=args.like, top=args.top, how=args.how, model=args.model,
+                     as_json=args.json, page=args.page, console=_console())
+
+
+def _view(args: argparse.Namespace) -> None:
+    from notan.runs.view import view
+
+    view(args.index, host=args.host, port=args.port, browser=not args.no_browser, model=args.model)
 
 
 def _decode(args: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """Two encoders with a joint space, and vectors among their tokens: ours and those of `transformers`."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from notan.nets.dual import Dual, head, released
 from notan.nets.insert import count, inserted, replaced, through
 from notan.nets.protocols import DualEncoder
 from notan.nets.vit import ViT
-from notan.runs.embed import encoding
+from notan.runs.embed import embed, encoding
 from notan.runs.micro import parts_of
+from notan.runs.search import search
 
 SAID = texts(5)["text"]
 
@@ -183,3 +185,35 @@ def test_parts_of_a_batch_cut_vectors_of_its_rows_and_no_others():
     shared = torch.randn(1, 2, 32, dtype=torch.float64)
     run = parts_of(dual.image, 2)
     torch.testing.assert_close(run(x, None, (each, shared)), dual.image(x, None, (each, shared)), rtol=1e-9, atol=1e-9)
+
+
+def test_a_released_model_is_searched_by_words_and_a_sentence_encoder_by_texts(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    saved_hub(tmp_path / "clip")
+    (tmp_path / "photos").mkdir()
+    for i, colour in enumerate(((200, 0, 0), (0, 200, 0), (0, 0, 200), (90, 90, 0))):
+        Image.new("RGB", (20, 20), colour).save(tmp_path / "photos" / f"{i}.png")
+    embed(f"hf:{tmp_path / 'clip'}", tmp_path / "photos", out=tmp_path / "index")
+    found = search(tmp_path / "index", "a cat")
+    dual = released(str(tmp_path / "clip")).eval()
+    opened = [Image.open(tmp_path / "photos" / f"{i}.png").resize((16, 16)) for i in range(4)]
+    pixels = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in opened]).float() / 255
+    with torch.no_grad():
+        s = torch.cosine_similarity(dual.text(["a cat"]), dual.image(pixels))
+    assert [Path(hit.path).name for hit in found.hits] == [f"{i}.png" for i in s.argsort(descending=True)]
+    assert [hit.score for hit in found.hits] == pytest.approx(s.sort(descending=True).values.tolist(), abs=2e-3)
+
+
+def test_a_sentence_encoder_of_the_hub_gives_a_table_of_texts(tmp_path):
+    import pyarrow.parquet as pq
+    from transformers import BertConfig, BertModel
+
+    words = tiny_text_encoder().tokenizer
+    BertModel(BertConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=len(words),
+                         max_position_embeddings=16)).save_pretrained(tmp_path / "bert")
+    words.save_pretrained(tmp_path / "bert")
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(9)["text"]))
+    table = pq.read_table(embed(f"hf:{tmp_path / 'bert'}", tmp_path / "texts.jsonl", out=tmp_path / "e.parquet"))
+    assert len(table["feature"][0]) == 24 and len(table) > 4

@@ -191,13 +191,44 @@ def decode(source: Any, form: Form) -> np.ndarray:
     if isinstance(source, np.ndarray):
         planes = [np.asarray(_fit(Image.fromarray(plane), form)) for plane in _channels(source, form.channels)]
         return np.stack(planes)
+    return _squared(_drafted(source, form.side)[0], form)
+
+
+def decode_and_show(source: Any, form: Form, side: int) -> tuple[np.ndarray, bytes]:
+    """What `decode` gives, and the whole picture as a JPEG with a longer side of at most `side`: from one reading, mostly."""
+    from PIL import Image
+
+    if isinstance(source, np.ndarray):
+        pixels = _channels(source, 3 if source.shape[0] == 3 else 1) if source.shape[0] in (1, 3) else source[:1]
+        flat = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        return decode(source, form), _jpeg(flat, side)
+    flat, longest = _drafted(source, form.side)
+    whole = flat if max(flat.size) >= min(side, longest) else _drafted(source, side)[0]
+    return _squared(flat, form), _jpeg(whole, side)
+
+
+def _drafted(source: Any, side: int) -> tuple[Any, int]:
+    """A picture upright, of 8 bits and without transparency, at twice `side` or more where it is larger; and its longer side in
+    the file.
+    """
     with _open(source) as picture:
-        picture.draft(None, (2 * form.side, 2 * form.side))
+        longest = max(picture.size)
+        picture.draft(None, (2 * side, 2 * side))
         picture.load()
-        flat = _flat(_turned(picture))
-        flat = _fit(flat.convert("L" if form.channels == 1 else "RGB"), form)
-        pixels = np.asarray(flat)  # (S, S) or (S, S, 3)
+        return _flat(_turned(picture)), longest
+
+
+def _squared(flat: Any, form: Form) -> np.ndarray:
+    pixels = np.asarray(_fit(flat.convert("L" if form.channels == 1 else "RGB"), form))  # (S, S) or (S, S, 3)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _jpeg(flat: Any, side: int) -> bytes:
+    small = flat.copy()
+    small.thumbnail((side, side))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=85 if max(small.size) > 64 else 95, subsampling=2 if max(small.size) > 64 else 0)
+    return file.getvalue()
 
 
 def why(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""`notan doctor`: what is wrong with this data, or with this run."""
+"""`notan doctor`: what is wrong with this data, this run, or this index."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from notan.data.doctor import Finding, diagnose, diagnose_stream
 from notan.errors import NotanError
 from notan.runs.captions import told
 from notan.runs.folder import Run
+from notan.runs.index import Index
 
 
 def doctor(what: str | Path, console: Any, stream: bool = False) -> int:
-    """Print findings about a run folder or data, the worst first; the exit status is 1 when one is an error. With `stream`
-    the data is opened as one that does not fit.
+    """Print findings about a run folder, an index or data, the worst first; the exit status is 1 when one is an error. With
+    `stream` the data is opened as one that does not fit.
     """
     findings = diagnose_stream(str(what)) if stream else examine(what)
     colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -27,7 +28,9 @@ def doctor(what: str | Path, console: Any, stream: bool = False) -> int:
 
 
 def examine(what: str | Path) -> list[Finding]:
-    """Findings about a run folder, or else about data."""
+    """Findings about a run folder or an index, or else about data."""
+    if (Path(what) / "index.json").exists():
+        return _index(Path(what))
     return _run(Run(what)) if (Path(what) / "config.yaml").exists() else diagnose(str(what))
 
 
@@ -57,6 +60,27 @@ def _run(run: Run) -> list[Finding]:
     found.append(Finding("note", f"{run.settings.method} on {run.settings.data}, seed {run.settings.seed}, "
                                  f"{run.settings.steps} steps; states: {', '.join(checkpoint_names(run.path)) or 'none'}", ""))
     return found
+
+
+def _index(folder: Path) -> list[Finding]:
+    """Is every part as it was written, is its model there, and what of the data could not be read?"""
+    try:
+        index = Index(folder)
+        index.check()
+    except NotanError as error:
+        return [Finding("error", error.seen, error.fix)]
+    found, name = [], index.header["model"]["name"]
+    if not name.startswith("hf:") and not Path(name).exists():
+        found.append(Finding("warning", f"its model is not at {name}: words and pictures cannot be asked",
+                             "--model RUN says where"))
+    for _, item, why, source in index.header["unreadable"].values():
+        found.append(Finding("warning", f"{item} of {source} could not be read ({why})", "mend it and embed again"))
+    if index.count > 2 * len(index):
+        found.append(Finding("note", f"{index.count - len(index):,} of {index.count:,} rows are dropped and still take room",
+                             "embedding to a new folder leaves them out"))
+    graph = index.header.get("graph")
+    graphed = f"graph of {graph['rows']:,}" if graph else "no graph"
+    return [*found, Finding("note", f"{len(index):,} {index.kind} rows of {index.dim} numbers by {name}; {graphed}", "")]
 
 
 def checkpoint_names(folder: Path) -> list[str]:

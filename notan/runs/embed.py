@@ -1,4 +1,4 @@
-"""`notan embed`: rows become features in a table, with any run, any saved encoder, or any Hugging Face backbone."""
+"""`notan embed`: rows become features, a table or an index to search, with any run, saved encoder or Hugging Face backbone."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from notan.data import Data, Rows, keys, open_data
+from notan.data import Data, DataInfo, Rows, keys, open_data
 from notan.errors import NotanError
 from notan.methods._inputs import whole
 from notan.methods._pairs import first_caption
 from notan.nets.build import build_dual, build_encoder, is_dual, load_encoder
-from notan.nets.protocols import DualEncoder, LanguageModel, NumberEncoder
+from notan.nets.protocols import DualEncoder, LanguageModel, NumberEncoder, TextEncoder
+from notan.nets.text import build_text
 from notan.probes.features import extract
 from notan.runs.checkpoint import full_disk_explained
 from notan.runs.folder import Run
@@ -25,19 +26,31 @@ from notan.views.geometry import floats, resize
 
 Encode = Callable[[dict[str, Any]], Tensor | dict[str, Tensor]]
 ROWS = 4096                                                             # held in memory at a time
+OTHERS = (".csv", ".tsv", ".json", ".jsonl", ".npy", ".npz", ".pt", ".pkl", ".h5", ".hdf5", ".feather", ".arrow", ".txt", ".xlsx")
 
 
-def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Path, split: str = "train",
-          data_options: dict[str, Any] | None = None, batch: int = 512) -> Path:
-    """Write `out`, a parquet file: `row` int64, `feature` list<float32>[D], and `label`, `class` if there are.
+def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Path, split: str | None = None,
+          data_options: dict[str, Any] | None = None, batch: int = 512, vector: str | None = None, dtype: str | None = None,
+          approximate: bool = False, console: Any = None) -> Path:
+    """Write `out`, a parquet file: `row` int64, `feature` list<float32>[D], and `label`, `class` if there are. Or, where `out` is
+    a folder, bring the index there up to date (`runs/indexing.py`), for `search` and `view`.
 
     run: a run folder (its method's `encode`), an encoder folder, "hf:NAME", or a module with `features`. An encode
     with several outputs gives a column `feature_<name>` for each. Pictures of another size are resized to the
-    encoder's. Raises `NotanError` for another suffix, an unknown split, or a source that is none of these.
+    encoder's. split: default train; of an index both. Of an index alone: vector (which of several outputs), dtype (float16 or
+    float32), approximate (build the graph for approximate search, too). Raises `NotanError` for another suffix, an unknown split,
+    or a source that is none of these.
     """
     out = Path(out)
+    if out.suffix in OTHERS and not out.is_dir():
+        raise NotanError(f"--out {out}", "a name that ends in .parquet, or a folder for an index",
+                         f"--out {out.with_suffix('.parquet')}")
     if out.suffix != ".parquet":
-        raise NotanError(f"--out {out}", "a name that ends in .parquet", f"--out {out.with_suffix('.parquet')}")
+        return _index(run, data, out, split, dict(data_options or {}), vector, dtype, approximate, console)
+    if vector or dtype or approximate:
+        raise NotanError(f"--out {out} is a table, and was asked for what only an index has",
+                         "no --vector, --dtype or --approximate", "leave them out, or --out FOLDER")
+    split = split or "train"
     if split not in ("train", "test"):
         raise NotanError(f"there is no split {split!r}", "train or test")
     opened = open_data(data, **(data_options or {}))
@@ -57,6 +70,23 @@ def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Pat
     return out
 
 
+def _index(run: Any, data: str | Data, out: Path, split: str | None, options: dict[str, Any], vector: str | None,
+           dtype: str | None, approximate: bool, console: Any) -> Path:
+    from notan.runs import nearest
+    from notan.runs.indexing import bar, index
+
+    if options.get("cache_side"):
+        raise NotanError("--cache-side was given for an index", "pictures at the model's own size", "leave it out")
+    asked = {key: options[key] for key in ("fit", "columns", "limit_bad") if options.get(key) is not None}
+    done = index(run, data, out, split=split, vector=vector, dtype=dtype, console=console, **asked)
+    if approximate:
+        with bar(console, "building the graph") as advance:
+            nearest.build_graph(out, advance)
+    if console is not None:
+        console.print(f"{out}: {done}", highlight=False, markup=False)
+    return out
+
+
 def encoding(source: str | Path | Run | nn.Module) -> Encode:
     """What turns a batch with `image` uint8 (B, C, H, W), numbers, or `text`, into features: (B, D), or (B, D) by name.
 
@@ -66,22 +96,13 @@ def encoding(source: str | Path | Run | nn.Module) -> Encode:
     if isinstance(source, (str, Path)) and (Path(source) / "config.yaml").exists():
         source = Run(source)
     if isinstance(source, Run):
-        method, info = source.method().to(device), source.info
-
-        def by_method(batch: dict[str, Any]) -> Tensor | dict[str, Tensor]:
-            batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-            if "image" in batch and (info.channels, info.image_size) != tuple(batch["image"].shape[1:3]):
-                pixels = fitted(batch["image"], info.channels or 0, info.image_size or 0)
-                batch["image"] = (pixels * 255).round().to(torch.uint8)
-            return method.encode(batch)                                 # type: ignore[operator]
-
-        return by_method
+        return by_method(source.method().to(device), source.info)
     encoder: Any = source if isinstance(source, nn.Module) else load_tower(source)
     encoder = encoder.eval().to(device)
     if isinstance(encoder, DualEncoder):
         return partial(in_one_space, encoder, device)
-    if isinstance(encoder, LanguageModel):
-        return lambda batch: encoder.features(batch["text"])
+    if isinstance(encoder, (LanguageModel, TextEncoder)):
+        return lambda batch: encoder.features(first_caption(batch))
     if isinstance(encoder, NumberEncoder):
         return lambda batch: encoder.features(*(x.to(device) for x in whole(batch, encoder)))
     return lambda batch: encoder.features(fitted(batch["image"].to(device), encoder.channels, encoder.image_size))
@@ -99,6 +120,20 @@ def in_one_space(model: DualEncoder, device: torch.device, batch: dict[str, Any]
     return found
 
 
+def by_method(method: nn.Module, info: DataInfo) -> Encode:
+    """A run's `encode`, of pictures of any size."""
+    device = next(method.parameters()).device
+
+    def encode(batch: dict[str, Any]) -> Tensor | dict[str, Tensor]:
+        batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        if "image" in batch and (info.channels, info.image_size) != tuple(batch["image"].shape[1:3]):
+            pixels = fitted(batch["image"], info.channels or 0, info.image_size or 0)
+            batch["image"] = (pixels * 255).round().to(torch.uint8)
+        return method.encode(batch)                                     # type: ignore[operator]
+
+    return encode
+
+
 def fitted(images: Tensor, channels: int, side: int) -> Tensor:
     """uint8 images (B, C, H, W) as pixels in [0, 1] with the channels and the side an encoder takes."""
     pixels = floats(images)
@@ -108,11 +143,18 @@ def fitted(images: Tensor, channels: int, side: int) -> Tensor:
 
 
 def load_tower(source: str | Path) -> Any:
-    """The encoder of a run, of an encoder folder, or of "hf:NAME", in eval mode; of a released CLIP both its encoders."""
+    """The encoder of a run, of an encoder folder, or of "hf:NAME", of pictures or of texts, in eval mode; of a released CLIP both
+    its encoders.
+    """
     if is_dual(str(source)):
         return build_dual(str(source)).eval()
     if str(source).startswith("hf:"):
-        return build_encoder(str(source)).eval()
+        try:
+            return build_encoder(str(source)).eval()
+        except NotanError as error:
+            if "takes no images" not in error.seen:
+                raise
+        return build_text(str(source)).eval()
     return Run(source).encoder() if (Path(source) / "config.yaml").exists() else load_encoder(source)
 
 
