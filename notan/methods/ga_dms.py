@@ -73,9 +73,10 @@ CARD = {
         "turning points, they are the code's.",
         "A rare word (49405) is CLIP's mask; a tokenizer of ours has the byte 255, which no text holds.",
         "The random word of 80/10/10 is any word but the mask and the ends.",
-        "Fresh encoders of a small recipe; the paper starts from CLIP.",
+        "The small recipe has fresh encoders, and tau = 0.2 for their sake: at 0.02 and at 0.07 they stay where all features are equal "
+        "for the 60 steps that were tried. The paper starts from CLIP.",
     ],
-    "floor": {"data": "emoji", "metric": "sdm", "steps": 60, "value": 0.0, "random": 0.0},
+    "floor": {"data": "emoji", "metric": "sdm", "steps": 60, "value": 27.9, "random": 28.03},
 }
 
 RECIPES = {
@@ -91,11 +92,11 @@ RECIPES = {
     },
     "small": {
         "model": {"name": "dual", "dim": 128,
-                  "image_encoder": {"name": "vit", "patch": 4, "dim": 128, "depth": 4, "heads": 4},
-                  "text_encoder": {"name": "text", "dim": 128, "depth": 4, "heads": 4, "context": 32}},
+                  "image_encoder": {"name": "vit", "dim": 128, "depth": 3, "heads": 4},
+                  "text_encoder": {"name": "text", "dim": 128, "depth": 2, "heads": 4, "context": 32}},
         "optimiser": {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.98], "weight_decay": 0.1},
         "batch": 128, "epochs": 40, "warmup": 0.1,
-        "method": {"layers": 2, "tau": 0.07, "decoder_depth": 1, "decoder_heads": 4},
+        "method": {"layers": 1, "tau": 0.2, "decoder_depth": 1, "decoder_heads": 4},
     },
 }
 NEW = 0.85                                                              # the scores of a caption that was not read yet

@@ -190,7 +190,7 @@ def multi_scale(x: Tensor, length: Tensor, scales: Sequence[int]) -> Tensor:
     for c in scales:
         cut = [F.pad(y, (0, 0, 0, -L % c)).unflatten(1, (-1, c)).sum(2) for y in (x * own, own)]
         mean, count = cut[0] / cut[1].clamp(min=1), (length + c - 1) // c
-        at = ((place + 0.5) * (count / length)[:, None] - 0.5).clamp(min=0).to(x.dtype)                  # (B, L)
+        at = ((place + 0.5) * (count.to(x.dtype) / length)[:, None] - 0.5).clamp(min=0)                 # (B, L)
         low = at.long().clamp(max=count[:, None] - 1)
         high = torch.minimum(low + 1, count[:, None] - 1)
         pair = [mean.gather(1, i[..., None].expand(-1, -1, x.shape[2])) for i in (low, high)]
