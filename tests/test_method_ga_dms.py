@@ -321,7 +321,8 @@ def test_guessing_without_knowledge_costs_the_log_of_the_vocabulary_and_only_hid
     assert method.loss(batch, NOW)["mtp"].item() == pytest.approx(math.log(len(WORDS.tokenizer)))
     ids, pad = method.model.text_encoder.tokens(one_caption(batch))
     word = is_word(ends(method.model.text_encoder, ids, pad), ids.shape[1])
-    _, _, chosen = method.copies(ids, torch.full(ids.shape, ga_dms.NEW), word, batch["key"])
+    chance = method.guess_chance(torch.full(ids.shape, ga_dms.NEW)) * word
+    _, _, chosen = method.copies(ids, 0 * chance, chance, batch["key"])
     with torch.no_grad():
         method.decoder.out.bias[ids[~chosen].unique()] = -50.0          # as if what is not hidden were impossible
         method.decoder.out.bias[ids[chosen].unique()] = 0.0

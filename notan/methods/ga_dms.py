@@ -125,7 +125,8 @@ class GADMS(nn.Module):
     flip: probability of mirroring a picture; captions may name sides.
     """
 
-    kept: Tensor
+    kept: Tensor                                                        # (rows times captions, context)
+    words: Tensor                                                       # what a random word is one of
 
     def __init__(self, model: DualEncoder, *, variant: Literal["paper", "code"] = "paper", tau: float = 0.02, beta: float = 0.4,
                  scorer: Literal["gass", "cosine"] = "gass", online: bool = False, noise_rate: float = 0.2, noise_turn: float = 0.9,
@@ -162,10 +163,11 @@ class GADMS(nn.Module):
         word, place = is_word(end, ids.shape[1]), self.place(batch)
         s = self.scores(ids, pad, v.detach(), word)                     # (B, T)
         used = s if self.online else self.kept[place][:, : ids.shape[1]].to(s)
-        noisy, guessed, chosen = self.copies(ids, used, word, batch["key"])
+        noise = self.noise_in(used, word)                               # (B, T)
+        noisy, guessed, chosen = self.copies(ids, noise, self.guess_chance(used) * word, batch["key"])
         t = self.model.text_head(at_ends(self.model.text_encoder(noisy, pad), end))             # (B, d)
         sdm = by_identity(v, t, self.identities(batch), tau=self.tau)
-        found = {"loss": sdm, "sdm": sdm, "hidden": world.mean((self.noise_chance(used) * word).sum(), word.sum())}
+        found = {"loss": sdm, "sdm": sdm, "hidden": world.mean(noise.sum(), word.sum())}
         if self.decoder is not None:
             h = self.model.text_head(self.model.text_encoder(guessed, pad))                     # (B, T, d)
             logits = self.decoder.guess(self.decoder(h, tokens, pad)[chosen])                   # (chosen, V)
@@ -197,14 +199,16 @@ class GADMS(nn.Module):
         most = world.gather_plain(s.amax()[None]).amax()                # of the batch of all ranks; the least is 0
         return s / torch.where(most > 0, most, 1)
 
-    def copies(self, ids: Tensor, s: Tensor, word: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Both copies of captions ids (B, T), and what is to be guessed in the second, bool (B, T)."""
-        noise, guess = fold(key, 1), fold(key, 2)
-        out = chosen_tokens(noise, self.noise_chance(s) * word, first=self.code and self.noise[0] > 0)
-        chosen = chosen_tokens(guess, self.guess_chance(s) * word, first=True)
-        noisy = (hide_most_tokens(noise, ids, out, self.mask_id, self.words) if self.code        # type: ignore[arg-type]
-                 else hide_tokens(ids, out, self.mask_id))
-        return noisy, hide_most_tokens(guess, ids, chosen, self.mask_id, self.words), chosen    # type: ignore[arg-type]
+    def copies(self, ids: Tensor, noise: Tensor, guess: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both copies of captions ids (B, T), hidden with these chances (B, T), and what is to be guessed, bool (B, T)."""
+        first, second = fold(key, 1), fold(key, 2)
+        out, chosen = chosen_tokens(first, noise, first=self.code), chosen_tokens(second, guess, first=True)
+        noisy = hide_most_tokens(first, ids, out, self.mask_id, self.words) if self.code else hide_tokens(ids, out, self.mask_id)
+        return noisy, hide_most_tokens(second, ids, chosen, self.mask_id, self.words), chosen
+
+    def noise_in(self, s: Tensor, word: Tensor) -> Tensor:
+        """The chance of being hidden as noise, of words alone: (B, T)."""
+        return self.noise_chance(s) * word
 
     def noise_chance(self, s: Tensor) -> Tensor:
         return self.noise[0] * (self.slope * (1 - s - self.noise[1])).sigmoid()                 # section 3.3
