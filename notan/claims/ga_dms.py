@@ -102,8 +102,9 @@ class AtRandom(GADMS):
 
 
 @cache
-def pictures(rows: int, test: bool) -> Any:
-    return composites(0, range(10**6, 10**6 + rows) if test else range(rows), artist=0)
+def pictures(rows: int, part: int) -> Any:
+    """Pictures of one part: 0 those that all arms start from, by Google; 1 to train on and 2 to test on, by Twitter."""
+    return composites(0, range(part * 10**6, part * 10**6 + rows), artist=min(part, 1))
 
 
 def captions(factors: np.ndarray, seed: int, noise: float) -> tuple[list[str], np.ndarray]:
