@@ -46,8 +46,8 @@ CLAIM = {
     "minutes": 40,
 }
 
-TRAIN, TEST, BATCH = 4000, 1000, 128
-FIRST, STEPS, RATE = 250, 150, 1e-3                                     # of CLIP's loss at first, then of an arm
+FIRST_ROWS, TRAIN, TEST, BATCH = 6000, 4000, 1000, 128
+FIRST, STEPS, RATE = 200, 150, 5e-4                                     # steps of CLIP's loss at first, then of an arm, and its rate
 NOISE = 0.4                                                             # the chance that a factor is named wrongly
 WIDTH, HEADS, CONTEXT = 96, 4, 16
 AT = (1, 2, 3, 6, 9, 11)                                                # places of the factor words behind the start token
@@ -121,7 +121,7 @@ def captions(factors: np.ndarray, seed: int, noise: float) -> tuple[list[str], n
 @cache
 def tokenizer() -> Any:
     """Every word of a sentence is one token, wherever it stands."""
-    said, _ = captions(pictures(300, True).factors, 0, 1.0)
+    said, _ = captions(pictures(300, 2).factors, 0, 1.0)
     more = [f"{' '.join(FACTORS[name])}" for name in FACTORS]
     return new_tokenizer((said + more) * 2, vocabulary=900, context=CONTEXT)
 
@@ -132,19 +132,18 @@ def fresh() -> CLIP:
 
 
 @cache
-def started(seed: int, noise: float, quick: bool) -> tuple[dict[str, Tensor], Rows, np.ndarray]:
-    """Weights after CLIP's loss on the same captions, from which all arms of a seed go on; the rows; and which words are wrong."""
-    made = pictures(200 if quick else TRAIN, False)
-    said, wrong = captions(made.factors, seed, noise)
-    rows = Rows({"image": made.pictures, "text": said})
-    method = fit(built(seed, fresh), rows, steps=2 if quick else FIRST, batch=32 if quick else BATCH, lr=RATE, seed=seed)
-    return {k: v.clone() for k, v in method.state_dict().items()}, rows, wrong
+def started(seed: int, quick: bool) -> dict[str, Tensor]:
+    """Weights after CLIP's loss on the first artist's pictures with right captions, from which all arms of a seed go on."""
+    made = pictures(100 if quick else FIRST_ROWS, 0)
+    rows = Rows({"image": made.pictures, "text": captions(made.factors, 0, 0.0)[0]})
+    method = fit(built(seed, fresh), rows, steps=2 if quick else FIRST, batch=32 if quick else BATCH, lr=2e-3, seed=seed)
+    return {k: v.clone() for k, v in method.state_dict().items()}
 
 
-def dual(seed: int, noise: float, quick: bool) -> Dual:
+def dual(seed: int, quick: bool) -> Dual:
     method = built(seed, fresh)
-    method.load_state_dict(started(seed, noise, quick)[0])
-    return method.dual()
+    method.load_state_dict(started(seed, quick))
+    return method.dual().eval()
 
 
 def run(arm: str, seed: int, quick: bool) -> dict[str, float]:
@@ -156,8 +155,9 @@ def run(arm: str, seed: int, quick: bool) -> dict[str, float]:
 
 def one(arm: str, seed: int, noise: float, quick: bool) -> dict[str, float]:
     """What an arm comes to with captions of this share of wrong words."""
-    _, rows, wrong = started(seed, noise, quick)
-    model = dual(seed, noise, quick).eval()
+    made = pictures(100 if quick else TRAIN, 1)
+    said, wrong = captions(made.factors, seed, noise)
+    rows, model = Rows({"image": made.pictures, "text": said}), dual(seed, quick)
     found = {"R@1 start": rank_one(model, quick)}
     if noise:
         found["AUC start"] = judged(model, rows, wrong)["AUC"]
@@ -167,7 +167,7 @@ def one(arm: str, seed: int, noise: float, quick: bool) -> dict[str, float]:
     hidden: list[float] = []
     inner = method.noise_in
     method.noise_in = lambda s, word: seen(inner(s, word), word, hidden)
-    fit(method, rows, steps=2 if quick else STEPS, batch=32 if quick else BATCH, lr=RATE / 2, seed=seed + 1000)
+    fit(method, rows, steps=2 if quick else STEPS, batch=32 if quick else BATCH, lr=RATE, seed=seed + 1000)
     found |= {"R@1": rank_one(model, quick), "hidden": float(np.mean(hidden))}
     return found | (judged(model, rows, wrong) if noise else {})
 
@@ -180,7 +180,7 @@ def seen(chance: Tensor, word: Tensor, into: list[float]) -> Tensor:
 @torch.no_grad()
 def rank_one(model: Dual, quick: bool) -> float:
     """R@1 of right sentences among test pictures; equal sentences are one, and belong to each of their pictures."""
-    made = pictures(100 if quick else TEST, True)
+    made = pictures(100 if quick else TEST, 2)
     said, _ = captions(made.factors, 0, 0.0)
     z = torch.cat([model.image(floats(part)) for part in torch.from_numpy(made.pictures).split(250)])
     texts = list(dict.fromkeys(said))
