@@ -23,7 +23,6 @@ from notan.methods.ga_dms import GADMS, mask_id
 from notan.nets.attribution import (
     Seen,
     ends,
-    given as gave,
     is_word,
     likeness,
     minmax,
@@ -32,6 +31,9 @@ from notan.nets.attribution import (
     recorded,
     to_one,
     word_scores,
+)
+from notan.nets.attribution import (
+    given as gave,
 )
 from notan.nets.convnet import ConvNet
 from notan.nets.dual import Dual, head, released
@@ -47,8 +49,8 @@ INFO = DataInfo("pairs", 8, ("image", "captions", "label"), 16, 3)
 
 def made(dtype=torch.float64, **settings):
     torch.manual_seed(0)
-    method = GADMS(tiny_dual_encoder(), **{"layers": 1, "captions": 3, "decoder_depth": 1, "decoder_heads": 2, "tau": 0.1} | settings,
-                   data=INFO)
+    usual = {"layers": 1, "captions": 3, "decoder_depth": 1, "decoder_heads": 2, "tau": 0.1}
+    method = GADMS(tiny_dual_encoder(), **usual | settings, data=INFO)
     return method.to(dtype).eval()
 
 
@@ -304,14 +306,12 @@ def test_the_loss_is_its_two_terms_and_each_reaches_what_it_should():
     out = method.loss(batch, NOW)
     torch.testing.assert_close(out["loss"], out["sdm"] + 0.4 * out["mtp"])
     named = dict(method.named_parameters())
-    of = lambda term: dict(zip(named, torch.autograd.grad(  # noqa: E731
-        term, [p for p in named.values() if p.requires_grad], retain_graph=True, allow_unused=True)))
-    names = [n for n, p in named.items() if p.requires_grad]
-    sdm = {n: g for n, g in zip(names, of(out["sdm"]).values())}
-    mtp = {n: g for n, g in zip(names, of(out["mtp"]).values())}
+    learning = {n: p for n, p in named.items() if p.requires_grad}
+    sdm, mtp = (dict(zip(learning, torch.autograd.grad(out[term], list(learning.values()), retain_graph=True, allow_unused=True)))
+                for term in ("sdm", "mtp"))
     assert all(g is None or not g.any() for n, g in sdm.items() if n.startswith("decoder"))
     assert all(g is not None and g.any() for n, g in mtp.items() if n.startswith(("model.image_encoder.blocks", "decoder.out")))
-    assert sdm["model.image_head.weight"].any() and set(named) - set(names) == {"model.log_scale"}
+    assert sdm["model.image_head.weight"].any() and set(named) - set(learning) == {"model.log_scale"}
 
 
 def test_guessing_without_knowledge_costs_the_log_of_the_vocabulary_and_only_hidden_words_count():
@@ -379,7 +379,8 @@ def test_masks_follow_the_scores_of_the_last_turn():
 def test_rows_of_one_label_belong_together():
     batch = captioned(8) | {"label": torch.tensor([0, 0, 1, 1, 2, 2, -1, -1])}
     by_row, by_label = made(beta=0.0), made(beta=0.0, identity="label")
-    assert by_label.identities(batch).tolist() == [0, 0, 1, 1, 2, 2, -7, -8] and torch.equal(by_row.identities(batch), batch["row"])
+    assert by_label.identities(batch).tolist() == [0, 0, 1, 1, 2, 2, -7, -8]
+    assert torch.equal(by_row.identities(batch), batch["row"])
     assert by_label.loss(batch, NOW)["loss"] < by_row.loss(batch, NOW)["loss"]
     with pytest.raises(NotanError, match="a column `label`"):
         by_label.loss({k: v for k, v in batch.items() if k != "label"}, NOW)

@@ -1,4 +1,4 @@
-"""GA-DMS's claim (Zheng et al. 2025): hiding the words that the gradient does not bear out makes matching robust against wrong ones."""
+"""GA-DMS's claim (Zheng et al. 2025): hiding words that the gradient does not bear out makes matching robust to wrong ones."""
 
 from __future__ import annotations
 
@@ -25,29 +25,30 @@ from notan.probes.retrieval import retrieval
 from notan.views.geometry import floats
 
 CLAIM = {
-    "sentence": "When words of captions are wrong, hiding those that the gradient does not bear out before captions are matched makes "
-                "right captions find their pictures more often than no hiding does, than hiding as many words at random and than "
-                "hiding by plain cosine; and guessing hidden words adds to it.",
+    "sentence": "When words of captions are wrong, hiding those that the gradient does not bear out before captions are matched "
+                "makes right captions find their pictures more often than no hiding does, than hiding as many words at random "
+                "and than hiding by plain cosine; and guessing hidden words adds to it.",
     "arms": ["SDM", "+ random masks", "+ cosine masks", "+ GASS masks", "+ GASS masks + MTP"],
     "baseline": "SDM",
-    "data": "4,000 pictures, 64 x 64, of emoji in different numbers, sizes and places on grounds of eight colours, each with a sentence "
-            "that names six factors; each of the six words is replaced by a wrong one with probability 0.4, or none is. 1,000 other "
-            "pictures with right sentences are the test",
-    "metric": "rank-1 of test sentences among test pictures (R@1); AUC: how well 1 - s tells wrong from right factor words of training "
-              "captions, after training, of GASS (AUC) and of the cosine; hidden: share of words hidden as noise over the run",
+    "data": "4,000 pictures, 64 x 64, of emoji in different numbers, sizes and places on grounds of eight colours, each with a "
+            "sentence that names six factors; each of the six words is replaced by a wrong one with probability 0.4, or none "
+            "is. 1,000 other pictures with right sentences are the test",
+    "metric": "rank-1 of test sentences among test pictures (R@1); AUC: how well 1 - s tells wrong from right factor words of "
+              "training captions, after training, of GASS (AUC) and of the cosine; hidden: share of words hidden as noise over "
+              "the run",
     "shown": ["R@1", "R@1 clean", "R@1 start", "AUC", "AUC start", "AUC cosine", "hidden"],
     "seeds": [0, 1, 2, 3, 4],
-    "confirms": "the AUC of GASS after training is above 0.6 in the arm + GASS masks, and this arm's R@1 with wrong words is above that of "
-                "SDM and that of + random masks by more than two standard errors of the paired differences",
-    "refutes": "the R@1 of + random masks is in the mean as high as that of + GASS masks or higher (then hiding words is regularisation), "
-               "or the AUC of GASS is in the mean at most 0.55",
+    "confirms": "the AUC of GASS after training is above 0.6 in the arm + GASS masks, and this arm's R@1 with wrong words is "
+                "above that of SDM and that of + random masks by more than two standard errors of the paired differences",
+    "refutes": "the R@1 of + random masks is in the mean as high as that of + GASS masks or higher (then hiding words is "
+               "regularisation), or the AUC of GASS is in the mean at most 0.55",
     "protocol": "PENDING",
     "uses": ["_train.py", "_composites.py"], "methods": ["ga_dms", "clip", "_pairs", "_contrast"],
     "minutes": 40,
 }
 
 FIRST_ROWS, TRAIN, TEST, BATCH = 6000, 4000, 1000, 128
-FIRST, STEPS, RATE = 200, 150, 5e-4                                     # steps of CLIP's loss at first, then of an arm, and its rate
+FIRST, STEPS, RATE = 200, 150, 5e-4                                     # steps of CLIP's loss at first, of an arm, and its rate
 NOISE = 0.4                                                             # the chance that a factor is named wrongly
 WIDTH, HEADS, CONTEXT = 96, 4, 16
 AT = (1, 2, 3, 6, 9, 11)                                                # places of the factor words behind the start token
@@ -140,7 +141,7 @@ def started(seed: int, quick: bool) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in method.state_dict().items()}
 
 
-def dual(seed: int, quick: bool) -> Dual:
+def dual(seed: int, quick: bool) -> Any:
     method = built(seed, fresh)
     method.load_state_dict(started(seed, quick))
     return method.dual().eval()
@@ -207,4 +208,4 @@ def judge(values: Values) -> tuple[str, str]:
     raise NotImplementedError
 
 
-__all__ = ["minmax", "t_interval", "paired", "mean"]
+__all__ = ["mean", "minmax", "paired", "t_interval"]

@@ -1,8 +1,9 @@
-"""What becomes a picture with a caption: which pictures are kept, which sentences are models for new captions, which captions stay.
+"""Which pictures become a training set, which sentences are models for their captions, and which captions stay.
 
-The pipeline of WebPerson (GA-DMS: Zheng et al. 2025, arXiv 2509.09118, section 4) in general form. A record is a plain dict about one
-picture: `width` and `height`, and what a detector said of it, `confidence` in [0, 1] and `keypoints`, a list of (x, y, confidence). A
-filter is a function of a record that says why it is dropped, "" where it stays. `notan/runs/captions.py` runs all of it.
+The pipeline of WebPerson (GA-DMS: Zheng et al. 2025, arXiv 2509.09118, section 4) in general form. A record is a plain dict
+about one picture: `width` and `height`, and what a detector said of it, `confidence` in [0, 1] and `keypoints`, a list of (x,
+y, confidence). A filter is a function of a record that says why it is dropped, "" where it stays. `notan/runs/captions.py` runs
+all of it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ HEAD, HIPS = (0, 1, 2, 3, 4), (11, 12)                                  # nose, 
 def short_side(*, above: float) -> Filter:
     """The shorter side has more than so many pixels."""
     check_between(0, np.inf, above=above)
-    return lambda record: "" if min(_number(record, "width"), _number(record, "height")) > above else f"short side up to {above:g}"
+
+    def why(record: Record) -> str:
+        return "" if min(_number(record, "width"), _number(record, "height")) > above else f"short side up to {above:g}"
+
+    return why
 
 
 def aspect(*, low: float, high: float) -> Filter:
@@ -37,7 +42,8 @@ def aspect(*, low: float, high: float) -> Filter:
         raise NotanError(f"an aspect from {low} to {high}", "two numbers above 0, the lower first", "aspect(low=2, high=4)")
 
     def why(record: Record) -> str:
-        return "" if low <= _number(record, "height") / _number(record, "width") <= high else f"aspect outside {low:g} to {high:g}"
+        found = _number(record, "height") / _number(record, "width")
+        return "" if low <= found <= high else f"aspect outside {low:g} to {high:g}"
 
     return why
 
@@ -58,8 +64,8 @@ def keypoints(*, least: int, groups: Mapping[str, tuple[Sequence[int], int]] | N
     def why(record: Record) -> str:
         points = record.get("keypoints")
         if points is None:
-            raise NotanError(f"a record of {', '.join(record)}", "keypoints: (x, y, confidence) of each", "a detector of poses, or "
-                             "leave this filter out")
+            raise NotanError(f"a record of {', '.join(record)}", "keypoints: (x, y, confidence) of each",
+                             "a detector of poses, or leave this filter out")
         seen = [point[2] >= visible for point in points]
         if sum(seen) < least:
             return f"fewer than {least} keypoints"
@@ -96,9 +102,10 @@ def template_bank(sentences: Sequence[str], embed: Embed, *, clusters: int, othe
     """Few sentences that stand for many: of each cluster (k-means of their embeddings at unit length) the most central one and
     `others` random ones, and what `rewrite` makes of these.
 
-    sentences: models for captions, with {slots} or without; equal ones count once. Take them from training captions alone: what is
-    taken from test captions leaks into the training set. rewrite: e.g. a language model that varies a cluster's sentences; what it
-    gives is added. At most `most` come back, in an order by seed once there are more. Raises `NotanError` for fewer sentences than clusters.
+    sentences: models for captions, with {slots} or without; equal ones count once. Take them from training captions alone: what
+    is taken from test captions leaks into the training set. rewrite: e.g. a language model that varies a cluster's sentences;
+    what it gives is added. At most `most` come back, in an order by seed once there are more. Raises `NotanError` for fewer
+    sentences than clusters.
     """
     from sklearn.cluster import KMeans
 
@@ -139,9 +146,10 @@ def with_slots(sentence: str, words: Mapping[str, Iterable[str]]) -> str:
 
 # ------------------------------------------------------------------------------------------------------------------ captions
 
-def why_poor(caption: str, *, least: int = 4, most: int = 80, forbidden: Sequence[str] = ("background", "possibly", "appears to")) -> str:
-    """Why a caption is dropped, "" where it stays: too few or too many words, slots that were not filled, words that are forbidden (of
-    what is not the subject, or not certain), or one sentence said twice.
+def why_poor(caption: str, *, least: int = 4, most: int = 80,
+             forbidden: Sequence[str] = ("background", "possibly", "appears to")) -> str:
+    """Why a caption is dropped, "" where it stays: too few or too many words, slots that were not filled, words that are
+    forbidden (of what is not the subject, or not certain), or one sentence said twice.
     """
     count = len(caption.split())
     if not least <= count <= most:

@@ -3,21 +3,21 @@
 Words are scored by GASS of GA-DMS (Zheng et al. 2025, arXiv 2509.09118), patches by the same idea on the picture's side, which is
 Grad-ECLIP's (Zhao et al., ICML 2024); see `notan/nets/attribution.py`.
 
-**What it is.** In the last `layers` blocks what attention gives is taken apart into what each token gave to it, and each part counts
-by the gradient of the cosine: the heat. Beside it stands the cosine of each patch by itself with the caption, the similarity. Whether
-either of them is right is tried out:
+**What it is.** In the last `layers` blocks what attention gives is taken apart into what each token gave to it, and each part
+counts by the gradient of the cosine: the heat. Beside it stands the cosine of each patch by itself with the caption, the
+similarity. Whether either of them is right is tried out:
 
     hottest, coldest = how much lower the cosine is when the hottest, or the coldest, quarter of the patches is hidden
     sign = share of pairs in which hiding the hottest costs more: 0.5 by chance, below it the map is the wrong way round
     the same for the one word that most, or least, rests on, which is left out
     AUC = patches that `segmentation` says are not 0 against the others, by heat and by similarity, where rows have it
 
-**The trap.** In a CLIP the similarity of patches is often the wrong way round: ground that says nothing comes out nearest to the
-caption, because the last blocks use such patches as notepads (Li et al. 2023, arXiv 2304.05653). A handsome map can be the negative of
-the right one, so look at its sign before you believe it.
+**The trap.** In a CLIP the similarity of patches is often the wrong way round: ground that says nothing comes out nearest to
+the caption, because the last blocks use such patches as notepads (Li et al. 2023, arXiv 2304.05653). A handsome map can be the
+negative of the right one, so look at its sign before you believe it.
 
-**When it helps.** You want to see why a picture was found, whether a model looks at the thing or at its background, and which words of
-a caption the picture does not bear out.
+**When it helps.** You want to see why a picture was found, whether a model looks at the thing or at its background, and which
+words of a caption the picture does not bear out.
 
 **What it costs.** Two passes of each encoder with gradients, and five without.
 """
@@ -39,12 +39,12 @@ from notan.nets.attribution import at_ends, ends, is_word, patch_scores, to_one,
 CARD = {
     "title": "Gradient-Attention Guided Dual-Masking Synergetic Framework for Robust Text-based Person Retrieval",
     "arxiv": "2509.09118", "year": 2025, "needs": ["image", "text or captions"], "asks": "dual",
-    "claim": "The gradient of the cosine, times attention, tells the words of a caption that its picture bears out from those that it "
-             "does not, better than the words' own cosines do.",
+    "claim": "The gradient of the cosine, times attention, tells the words of a caption that its picture bears out from those "
+             "that it does not, better than the words' own cosines do.",
     "cost": "Two passes of each encoder with gradients, and five without.",
     "deviations": [
-        "The paper scores words alone. Patches are scored by the sum over all tokens that looked at them, so that pictures that are the "
-        "mean of their patches have a heat too.",
+        "The paper scores words alone. Patches are scored by the sum over all tokens that looked at them, so that pictures that "
+        "are the mean of their patches have a heat too.",
         "Scores are brought to 1 at a caption's and a picture's largest.",
         "Of several captions the first is taken.",
     ],
@@ -54,14 +54,16 @@ PART, SHOWN = 32, 6                                                     # pairs 
 
 @torch.no_grad()
 def measure(model: Any, data: Any, *, layers: int = 1) -> dict[str, Any]:
-    """What the module says, means over pairs; and "blind", the share of captions without any word that helps, "effective words" and
-    "effective patches", exp of the entropy of a pair's shares, and the rank correlation of heat and similarity ("agreement").
+    """What the module says, means over pairs; and "blind", the share of captions without any word that helps, "effective words"
+    and "effective patches", exp of the entropy of a pair's shares, and the rank correlation of heat and similarity
+    ("agreement").
 
     layers: how many of the last blocks of either tower are asked.
 
     Raises `NotanError` for no pairs, encoders whose attention cannot be reached, and features that are not finite.
     """
-    training, parts, shown = model.training, [], []
+    training, parts = model.training, []
+    shown: list[dict[str, Any]] = []
     try:
         model.eval()
         for batch in data:
@@ -84,12 +86,12 @@ def measure(model: Any, data: Any, *, layers: int = 1) -> dict[str, Any]:
 def looked(model: Any, batch: dict, layers: int) -> dict[str, Tensor]:
     """Of each pair its maps and words, and what is measured of them: (n,) float64 each, NaN where it does not apply."""
     x = pixels_of(model, batch)
-    encoder, ids, pad = model.text_encoder, *model.text_encoder.tokens(first_caption(batch))
+    ids, pad = model.text_encoder.tokens(first_caption(batch))
     v = model.image(x)
     t = text_of(model, ids, pad)
     heat = patch_scores(model.image_encoder, model.image_head, x, t, layers=layers)             # (n, N)
     raw = F.cosine_similarity(model.patches(x), t[:, None], dim=2)                              # (n, N)
-    words = to_one(word_scores(encoder, model.text_head, ids, pad, v, layers=layers))           # (n, T)
+    words = to_one(word_scores(model.text_encoder, model.text_head, ids, pad, v, layers=layers))           # (n, T)
     cosine = F.cosine_similarity(v, t, dim=1)
     found = {"cosine": cosine, **hidden(model, x, t, cosine, heat, ""), **hidden(model, x, t, cosine, raw, " by similarity"),
              **left_out(model, ids, pad, v, cosine, words), "blind": (words.amax(1) == 0).to(cosine),
@@ -143,7 +145,8 @@ def effective(scores: Tensor) -> Tensor:
 
 
 def areas(scores: Tensor, segmentation: Tensor, model: Any) -> Tensor:
-    """Of each picture, the chance that a patch of a thing has a higher score than one of none (n,); NaN where it has but one kind.
+    """Of each picture, the chance that a patch of a thing has a higher score than one of none (n,); NaN where it has but one
+    kind.
 
     A patch is of a thing where more than half of its pixels that count (not 255) are not 0; one without any does not count.
     """
@@ -189,8 +192,10 @@ def drawn(shown: list[dict[str, Any]], numbers: dict[str, Any]) -> Any:
     grid = figure.add_gridspec(len(shown), 4, width_ratios=(1, 1, 1, 2.8), left=0.01, right=0.99, bottom=0.01, wspace=0.05,
                                top=1 - 0.55 / (0.6 + 1.75 * len(shown)), hspace=0.08)
     signs = [f"{name}\nsign {numbers[key]:.2f}" + (f", AUC {numbers[auc]:.2f}" if auc in numbers else "")
-             for name, key, auc in (("heat", "sign", "AUC"), ("similarity of patches", "sign by similarity", "AUC by similarity"))]
-    words = "words, the darker the more rests on them\n" + (f"sign {numbers['sign of words']:.2f}" if "sign of words" in numbers else "")
+             for name, key, auc in (("heat", "sign", "AUC"),
+                                    ("similarity of patches", "sign by similarity", "AUC by similarity"))]
+    words = "words, the darker the more rests on them\n"
+    words += f"sign {numbers['sign of words']:.2f}" if "sign of words" in numbers else ""
     for row, one in enumerate(shown):
         axes = [figure.add_subplot(grid[row, column]) for column in range(4)]
         h, w = one["picture"].shape[1:]
@@ -202,8 +207,8 @@ def drawn(shown: list[dict[str, Any]], numbers: dict[str, Any]) -> Any:
             axis.imshow(one["picture"].mean(0).numpy(), cmap="gray", vmin=0, vmax=1)
             values = one[name].float()
             span = float(values.max() - values.min())
-            axis.imshow((values - values.min()) / (span or 1.0), cmap="inferno", alpha=0.6, interpolation="bilinear", vmin=0, vmax=1,
-                        extent=(-0.5, w - 0.5, h - 0.5, -0.5))
+            axis.imshow((values - values.min()) / (span or 1.0), cmap="inferno", alpha=0.6, interpolation="bilinear", vmin=0,
+                        vmax=1, extent=(-0.5, w - 0.5, h - 0.5, -0.5))
         shaded(figure, axes[3], one)
         for axis, title in zip(axes, ("picture", *signs, words) if row == 0 else ()):
             axis.set_title(title, fontsize=9, loc="left" if axis is axes[3] else "center")

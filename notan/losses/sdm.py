@@ -1,8 +1,10 @@
-"""Similarity distribution matching: the softmax over a batch should be the spread of what belongs together (IRRA, Jiang and Ye
-2023, arXiv 2303.12501, equations 6 to 8; GA-DMS uses it). Any number of rows in fixed memory.
+"""Similarity distribution matching: a softmax over the batch should be the spread of what belongs together.
+
+IRRA (Jiang and Ye 2023, arXiv 2303.12501, equations 6 to 8); GA-DMS uses it. Any number of rows in fixed memory.
 
 It is the divergence KL(p | q) of what is said, p, from what is true, q: the opposite way round to a cross-entropy. A row is
-dear where it is sure of what does not belong to it, at most -ln 1e-8 = 18.42 of it, and cheap where it names one of several right ones.
+dear where it is sure of what does not belong to it, at most -ln 1e-8 = 18.42 of it, and cheap where it names one of several
+right ones.
 """
 
 from __future__ import annotations

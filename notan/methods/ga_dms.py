@@ -1,4 +1,4 @@
-"""GA-DMS: the words of a caption that its picture does not bear out are hidden before the two are matched, the others are guessed.
+"""GA-DMS: words of a caption that its picture does not bear out are hidden before the two are matched, others are guessed.
 
 Zheng, Ni, An, Xie, Wang and others, "Gradient-Attention Guided Dual-Masking Synergetic Framework for Robust Text-based Person
 Retrieval", EMNLP 2025 (arXiv 2509.09118).
@@ -10,7 +10,8 @@ v and its caption t rests on word i: gradient times attention in the last L bloc
     hidden as noise:      p_n(i) = a_n / (1 + exp(-lambda ((1 - s_i) - g_n)))       what little rests on          section 3.3
     hidden to be guessed: p_m(i) = a_m / (1 + exp(-lambda (s_i - g_m)))             what much rests on
 
-The first is matched with the pictures of the batch, the hidden words of the second are guessed by a decoder that reads the picture:
+The first is matched with the pictures of the batch, the hidden words of the second are guessed by a decoder that reads the
+picture:
 
     L_SDM = KL(p | q) in both directions, p_ij = softmax_j(v_i . t_j / tau), q_ij evenly over j of i's identity
     L_MTP = mean over hidden words of -log softmax(decoder(h, picture))[word]
@@ -19,10 +20,10 @@ The first is matched with the pictures of the batch, the hidden words of the sec
 A caption that is new has s = 0.85 everywhere: nothing of it is hidden as noise, and 30% to be guessed. Afterwards captions are
 read plain, and scores and decoder are dropped.
 
-**When it helps.** Captions are many and partly wrong, and the encoders already know enough to see it: begin with a released CLIP
-or a run of `clip` (`--model`). In the paper's ablation nearly all of the gain is that of hiding noise: rank-1 on CUHK-PEDES, without
-fine-tuning, 56.75 without masks, 63.87 with it, 64.25 with guessing too; masks by plain cosine reach 63.29. Several pictures of one
-person, or of one class, belong together with `--identity label`.
+**When it helps.** Captions are many and partly wrong, and the encoders already know enough to see it: begin with a released
+CLIP or a run of `clip` (`--model`). In the paper's ablation nearly all of the gain is that of hiding noise: rank-1 on
+CUHK-PEDES, without fine-tuning, 56.75 without masks, 63.87 with it, 64.25 with guessing too; masks by plain cosine reach 63.29.
+Several pictures of one person, or of one class, belong together with `--identity label`.
 
 **What it costs.** The text tower reads each caption three times, once with a gradient of its own, and a decoder guesses.
 """
@@ -30,7 +31,7 @@ person, or of one class, belong together with `--identity label`.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,28 +54,34 @@ CARD = {
     "arxiv": "2509.09118", "year": 2025,
     "needs": ["image", "text or captions"], "task": "features", "exports": ["safetensors"],
     "exports_why": "it is two encoders, which no single stock class holds",
-    "claim": "Hiding the words of a caption that its picture does not bear out, before the two are matched, makes retrieval robust "
-             "against wrong captions; guessing the other words adds to it.",
-    "paper": "CLIP ViT-B/16 on five million pictures of people with written captions, then fine-tuned: rank-1 / mAP on CUHK-PEDES "
-             "77.60 / 69.82, ICFG-PEDES 69.51 / 42.30, RSTPReid 71.25 / 55.43. Not the best everywhere: on ICFG-PEDES another method "
-             "has mAP 42.93, and one has a higher rank-1 without fine-tuning (57.13 against 54.64). One seed, no spread.",
-    "cost": "Three readings of each caption, one with a gradient of its own, and a decoder over its words and the picture's tokens.",
+    "claim": "Hiding the words of a caption that its picture does not bear out, before the two are matched, makes retrieval "
+             "robust against wrong captions; guessing the other words adds to it.",
+    "paper": "CLIP ViT-B/16 on five million pictures of people with written captions, then fine-tuned: rank-1 / mAP on "
+             "CUHK-PEDES 77.60 / 69.82, ICFG-PEDES 69.51 / 42.30, RSTPReid 71.25 / 55.43. Not the best everywhere: on "
+             "ICFG-PEDES another method has mAP 42.93, and one has a higher rank-1 without fine-tuning (57.13 against 54.64). "
+             "One seed, no spread.",
+    "cost": "Three readings of each caption, one with a gradient of its own, and a decoder over its words and the picture's "
+            "tokens.",
     "deviations": [
-        "Paper and code differ. The default follows the paper where it says something: attention with all heads, relevance brought "
-        "to shares over the words, each caption's largest score at 1 (the paper does not say how scores come to [0, 1]), [MASK] alone "
-        "among what is hidden as noise. variant=code follows the code: one head, a sum that may be near 0 under the shares, the whole "
-        "batch's largest score at 1, 80/10/10 in both copies, the first word hidden where nothing is.",
-        "The gradient is that of what attention gives at the end token, as in the code; the paper's symbol is that token's state.",
-        "By default neighbours are pooled, and likeness is brought to [0, 1], over a caption's own tokens; the code fills all up to 77.",
-        "Scores are kept by caption, gathered from all processes; the code's processes keep lists of their own while rows move on.",
+        "Paper and code differ. The default follows the paper where it says something: attention with all heads, relevance "
+        "brought to shares over the words, each caption's largest score at 1 (the paper does not say how scores come to [0, "
+        "1]), [MASK] alone among what is hidden as noise. variant=code follows the code: one head, a sum that may be near 0 "
+        "under the shares, the whole batch's largest score at 1, 80/10/10 in both copies, the first word hidden where nothing "
+        "is.",
+        "The gradient is that of what attention gives at the end token, as in the code; the paper's symbol is that token's "
+        "state.",
+        "By default neighbours are pooled, and likeness is brought to [0, 1], over a caption's own tokens; the code fills all "
+        "up to 77.",
+        "Scores are kept by caption, gathered from all processes; the code's processes keep lists of their own while rows move "
+        "on.",
         "Padding is not seen by the decoder; in the code it is. Its blocks have an exact GELU.",
         "Pictures are cropped and mirrored; the code pads by 10 pixels, crops, and erases rectangles.",
-        "beta, rate and batch are the paper's in the recipe `paper` and the launch script's in `code`; the paper gives no slope and no "
-        "turning points, they are the code's.",
+        "beta, rate and batch are the paper's in the recipe `paper` and the launch script's in `code`; the paper gives no slope "
+        "and no turning points, they are the code's.",
         "A rare word (49405) is CLIP's mask; a tokenizer of ours has the byte 255, which no text holds.",
         "The random word of 80/10/10 is any word but the mask and the ends.",
-        "The small recipe has fresh encoders, and tau = 0.2 for their sake: at 0.02 and at 0.07 they stay where all features are equal "
-        "for the 60 steps that were tried. The paper starts from CLIP.",
+        "The small recipe has fresh encoders, and tau = 0.2 for their sake: at 0.02 and at 0.07 they stay where all features "
+        "are equal for the 60 steps that were tried. The paper starts from CLIP.",
     ],
     "floor": {"data": "emoji", "metric": "sdm", "steps": 60, "value": 27.9, "random": 28.03},
 }
@@ -129,8 +136,8 @@ class GADMS(nn.Module):
     words: Tensor                                                       # what a random word is one of
 
     def __init__(self, model: DualEncoder, *, variant: Literal["paper", "code"] = "paper", tau: float = 0.02, beta: float = 0.4,
-                 scorer: Literal["gass", "cosine"] = "gass", online: bool = False, noise_rate: float = 0.2, noise_turn: float = 0.9,
-                 guess_rate: float = 0.3, guess_turn: float = 0.1, slope: float = 20.0, layers: int = 8,
+                 scorer: Literal["gass", "cosine"] = "gass", online: bool = False, noise_rate: float = 0.2,
+                 noise_turn: float = 0.9, guess_rate: float = 0.3, guess_turn: float = 0.1, slope: float = 20.0, layers: int = 8,
                  scales: tuple[int, ...] = (1, 2), identity: Literal["row", "label"] = "row", captions: int = 5,
                  decoder_depth: int = 4, decoder_heads: int = 8, crop: float = 0.6, flip: float = 0.0, data: DataInfo) -> None:
         super().__init__()
@@ -142,11 +149,11 @@ class GADMS(nn.Module):
         if beta and not hasattr(model.image_encoder, "states"):
             raise NotanError(f"the picture encoder is a {type(model.image_encoder).__name__}, which has no tokens",
                              "a vision transformer, whose tokens the decoder reads", "a dual encoder with a ViT, or --beta 0")
-        self.model: Any = model
+        self.model = cast(Any, model)
         self.code, self.tau, self.beta, self.scorer, self.online = variant == "code", tau, beta, scorer, online
         self.noise, self.guess, self.slope = (noise_rate, noise_turn), (guess_rate, guess_turn), slope
         self.layers, self.scales, self.identity, self.crop, self.flip = layers, tuple(scales), identity, crop, flip
-        self.model.log_scale.requires_grad_(False).fill_(-math.log(tau))
+        self.model.log_scale.requires_grad_(False).fill_(-math.log(tau))                        # what is saved says it
         tokenizer = model.text_encoder.tokenizer
         self.mask_id = mask_id(tokenizer)
         special = {*tokenizer.all_special_ids, self.mask_id}
@@ -245,7 +252,7 @@ class GADMS(nn.Module):
 
 
 def mask_id(tokenizer: Any) -> int:
-    """The token that stands for a hidden word: the tokenizer's own; CLIP's 49405; else the byte 255, which no text in UTF-8 has."""
+    """The token for a hidden word: the tokenizer's own; CLIP's 49405; else the byte 255, which no text in UTF-8 has."""
     if tokenizer.mask_token_id is not None:
         return tokenizer.mask_token_id
     if len(tokenizer) == 49408:                                         # CLIP's

@@ -8,7 +8,7 @@ leaves a gradient in a parameter.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ class Seen(NamedTuple):
 
 
 @contextmanager
-def recorded(blocks: Sequence[nn.Module], *, one_head: bool = False) -> Iterator[list[Seen]]:
+def recorded(blocks: Iterable[nn.Module], *, one_head: bool = False) -> Iterator[list[Seen]]:
     """While it lasts, what each block's attention reads and gives comes into the list, in the order in which they run.
 
     Gradients go back as far as the first of them. one_head: they attend with one head as wide as all of theirs.
@@ -60,7 +60,7 @@ def recorded(blocks: Sequence[nn.Module], *, one_head: bool = False) -> Iterator
 
 def _attention(block: Any) -> tuple[Any, list[nn.Linear], nn.Linear]:
     """A block's attention, what makes its queries, keys and values, and its output projection."""
-    attn = getattr(block, "attn", getattr(block, "self_attn", None))
+    attn: Any = getattr(block, "attn", getattr(block, "self_attn", None))
     if hasattr(attn, "qkv") and hasattr(attn, "proj"):                  # ours
         return attn, [attn.qkv], attn.proj
     parts: list[Any] = [getattr(attn, name, None) for name in ("q_proj", "k_proj", "v_proj", "out_proj")]
@@ -136,8 +136,9 @@ def word_scores(encoder: Any, head: nn.Module, ids: Tensor, pad: Tensor, v: Tens
         w_i = minmax_i cos(MSP(q)_e, MSP(k)_i),   S_g = (g . v_i) w_i,   S_a = A_ei / sum over words j of A_ej
         S = ReLU(mean over layers of S_g S_a), 0 outside of words
 
-    A is the mean over heads. Each row is by itself, whatever else is in the batch. as_code: as the authors' code has it: all blocks
-    with one head, texts filled up to the context and w over all of it, the sum of S_g over all tokens + 1e-8 under A, layers added.
+    A is the mean over heads. Each row is by itself, whatever else is in the batch. as_code: as the authors' code has it: all
+    blocks with one head, texts filled up to the context and w over all of it, the sum of S_g over all tokens + 1e-8 under A,
+    layers added.
     """
     tower, end = Words.of(encoder), ends(encoder, ids, pad)
     if not 1 <= layers <= len(tower.blocks):
@@ -164,7 +165,8 @@ def _scored(tower: Words, head: nn.Module, ids: Tensor, pad: Tensor, end: Tensor
     own, word = torch.arange(ids.shape[1], device=ids.device) < length[:, None], is_word(end, ids.shape[1])
     total = torch.zeros(ids.shape, dtype=v.dtype, device=ids.device)
     for s, grad in zip(seen, grads):
-        near = F.cosine_similarity(at_ends(multi_scale(s.q, length, scales), end)[:, None], multi_scale(s.k, length, scales), dim=2)
+        q, k = (multi_scale(x, length, scales) for x in (s.q, s.k))
+        near = F.cosine_similarity(at_ends(q, end)[:, None], k, dim=2)  # (B, T)
         s_g = torch.einsum("bd,btd->bt", at_ends(grad, end), s.v) * minmax(near, own)                    # (B, T)
         a = attention_of(s, end) * word
         total = total + s_g * a / (s_g.sum(1, keepdim=True) + EPSILON if as_code else a.sum(1, keepdim=True).clamp(min=EPSILON))
@@ -180,8 +182,8 @@ def attention_of(s: Seen, at: Tensor) -> Tensor:
 
 
 def multi_scale(x: Tensor, length: Tensor, scales: Sequence[int]) -> Tensor:
-    """The mean over scales c of x (B, L, D), averaged over c neighbours (what is left at the end by itself) and drawn out again by
-    straight lines; of each row the first length (B,) tokens, the rest is 0.
+    """The mean over scales c of x (B, L, D), averaged over c neighbours (what is left at the end by itself) and drawn out again
+    by straight lines; of each row the first length (B,) tokens, the rest is 0.
     """
     L = x.shape[1]
     place = torch.arange(L, device=x.device)

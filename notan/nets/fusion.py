@@ -1,4 +1,4 @@
-"""A decoder in which a text reads a picture and guesses its hidden words (IRRA, Jiang and Ye 2023, arXiv 2303.12501, section 3.3)."""
+"""A decoder in which a text reads a picture and guesses its hidden words (IRRA: Jiang and Ye 2023, arXiv 2303.12501)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""From a folder of pictures to a training set with captions: filters, a captioner, checks, and a report of what was dropped and why.
+"""From a folder of pictures to a training set with captions: filters, a captioner, checks, and a report of what was dropped.
 
-The pipeline of WebPerson (GA-DMS: Zheng et al. 2025, arXiv 2509.09118, section 4), with detectors and models that the user brings.
+The pipeline of WebPerson (GA-DMS: Zheng et al. 2025, arXiv 2509.09118, section 4), with detectors and models that the user
+brings.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from notan.runs.prompts import given_with, rows_of
 from notan.runs.reader import load, words_of
 from notan.views.geometry import floats, resize
 
-Captioner = Callable[[list[Any], list[str]], Sequence[str | Sequence[str]]]   # pictures (PIL) and a template for each, to captions
+Captioner = Callable[[list[Any], list[str]], Sequence[str | Sequence[str]]]     # PIL pictures, and a template of each: captions
 Scorer = Callable[[list[Any], list[str]], Sequence[float]]              # pictures and a caption of each, to numbers
-PROMPT = ("Describe the main subject of this picture in one or two sentences. Say only what you are certain of, and nothing about the "
-          "background.")
+PROMPT = ("Describe the main subject of this picture in one or two sentences. Say only what you are certain of, and nothing "
+          "about the background.")
 IN_THE_MANNER = " Write it in the manner of: {template}"
 
 
@@ -39,17 +40,19 @@ def caption_data(source: str | Path | Iterable[Record], captioner: Captioner, *,
                  least: float = -np.inf, seed: int = 0, batch: int = 8) -> dict[str, Any]:
     """Write captions of the pictures into the folder `out` and return the report.
 
-    source: a folder of pictures, or records with `image` (a file's path) and whatever the filters read; `width` and `height` are
-    filled in from the file. Each kept picture gets one of the templates, drawn by seed and path, and the captioner writes one caption
-    or several. A caption stays if `poor` has nothing against it and its `score` (e.g. `cosines(model)`) is at least `least`.
+    source: a folder of pictures, or records with `image` (a file's path) and whatever the filters read; `width` and `height`
+    are filled in from the file. Each kept picture gets one of the templates, drawn by seed and path, and the captioner writes
+    one caption or several. A caption stays if `poor` has nothing against it and its `score` (e.g. `cosines(model)`) is at least
+    `least`.
 
-    out: captions.jsonl, a line a picture ({"image", "captions", "template", "scores"}, paths relative to out), which `notan train
-    METHOD --data out/captions.jsonl` reads; dropped.jsonl, a line for each picture and caption that was not kept, and why; report.json.
-    The same call goes on where it was interrupted. Raises `NotanError` for no pictures, and a captioner that gives other numbers of captions.
+    out: captions.jsonl, a line a picture ({"image", "captions", "template", "scores"}, paths relative to out), which `notan
+    train METHOD --data out/captions.jsonl` reads; dropped.jsonl, a line for each picture and caption that was not kept, and
+    why; report.json. The same call goes on where it was interrupted. Raises `NotanError` for no pictures, and a captioner that
+    gives other numbers of captions.
     """
     check_between(1, np.inf, batch=batch)
     out, folder = Path(out), isinstance(source, (str, Path))
-    every: Iterable[Record] = _records(Path(source)) if folder else source                      # type: ignore[arg-type]
+    every: Any = _records(Path(source)) if isinstance(source, (str, Path)) else source
     out.mkdir(parents=True, exist_ok=True)
     kept, dropped = out / "captions.jsonl", out / "dropped.jsonl"
     done, seen = _done(kept, dropped), 0
@@ -64,7 +67,8 @@ def caption_data(source: str | Path | Iterable[Record], captioner: Captioner, *,
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
                 file.flush()
     if not seen:
-        raise NotanError(f"{source if folder else 'records'} has no pictures", "a folder of pictures, or records", "check the path")
+        raise NotanError(f"{source if folder else 'what was given'} has no pictures", "a folder of pictures, or records",
+                         "check the path")
     report = _report(kept, dropped)
     write_text(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return report
@@ -97,10 +101,12 @@ def _captioned(records: list[Record], captioner: Captioner, out: Path, filters: 
         scores = [float(s) for s in score([picture] * len(left), left)] if score and left else []
         reasons |= {one: "score below the least" for one, s in zip(left, scores) if not s >= least}
         good = [one for one in captions if not reasons[one]]
-        refused += [{"image": name, "caption": one, "why": f"caption: {why}", "whole": False} for one, why in reasons.items() if why]
+        refused += [{"image": name, "caption": one, "why": f"caption: {why}", "whole": False}
+                    for one, why in reasons.items() if why]
         if good:
             known = dict(zip(left, scores))
-            lines.append({"image": name, "captions": good, "template": template} | ({"scores": [known[g] for g in good]} if known else {}))
+            scored = {"scores": [known[one] for one in good]} if known else {}
+            lines.append({"image": name, "captions": good, "template": template} | scored)
         else:
             refused.append({"image": name, "why": "no caption was kept", "whole": True})
     return lines, refused
@@ -149,7 +155,8 @@ def _report(kept: Path, dropped: Path) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------------- models that take part
 
-def vlm_captioner(model: str | Path | Any, processor: Any = None, *, prompt: str = PROMPT, tokens: int = 80, chat: bool | None = None) -> Captioner:
+def vlm_captioner(model: str | Path | Any, processor: Any = None, *, prompt: str = PROMPT, tokens: int = 80,
+                  chat: bool | None = None) -> Captioner:
     """A captioner of an image-text-to-text model of `transformers` (a name, a folder, or loaded with its processor), greedily.
 
     prompt: what it is asked; where a picture has a template, that is added.
@@ -178,7 +185,8 @@ def cosines(model: str | Path | Any) -> Scorer:
 
 
 def word_support(model: str | Path | Any, *, layers: int = 1) -> Callable[[list[Any], list[str]], list[list[tuple[str, float]]]]:
-    """What the gradient says of each token of a caption (GASS): pictures and captions to (token, score) from 0, likely wrong, to 1."""
+    """What the gradient says of each token of a caption (GASS): pictures and captions to (token, score) from 0, likely wrong,
+    to 1."""
     dual: Any = two_encoders(model).eval()                              # type: ignore[attr-defined]
 
     @torch.no_grad()
@@ -186,7 +194,8 @@ def word_support(model: str | Path | Any, *, layers: int = 1) -> Callable[[list[
         encoder, (ids, pad) = dual.text_encoder, dual.text_encoder.tokens(captions)
         s = to_one(word_scores(encoder, dual.text_head, ids, pad, dual.image(_pixels(dual, pictures)), layers=layers))
         word, named = is_word(ends(encoder, ids, pad), ids.shape[1]), encoder.tokenizer
-        return [[(named.decode([int(i)]).strip(), float(x)) for i, x in zip(row[w], score[w])] for row, score, w in zip(ids, s, word)]
+        return [[(named.decode([int(i)]).strip(), float(x)) for i, x in zip(row[w], score[w])]
+                for row, score, w in zip(ids, s, word)]
 
     return support
 

@@ -30,10 +30,10 @@ def inspect(name: str, model: str | Path | Any, data: str | Path, *, tokenizer: 
     """What the inspector finds: numbers, lists of numbers, and figures by name.
 
     model: what it asks for: a language model by name, folder, .gguf file or loaded (then with its `tokenizer`); a run, an
-    encoder folder, "hf:NAME" or a module with `features`; two encoders with a joint space in any of these forms; or a run, for what
-    its method has. data: what `open_data` takes, or a
-    .txt file with a text a line; at most `rows` of its rows, chosen by key, and `tokens` tokens of a text. With `out`, a folder,
-    numbers are written to NAME.json there and figures to NAME-FIGURE.png.
+    encoder folder, "hf:NAME" or a module with `features`; two encoders with a joint space in any of these forms; or a run, for
+    what its method has. data: what `open_data` takes, or a .txt file with a text a line; at most `rows` of its rows, chosen by
+    key, and `tokens` tokens of a text. With `out`, a folder, numbers are written to NAME.json there and figures to
+    NAME-FIGURE.png.
 
     Raises `NotanError` for an unknown inspector, data without the columns it needs, and what `open_data` and models raise.
     """

@@ -42,7 +42,7 @@ def in_parts(method: nn.Module, towers: Sequence[str], size: int) -> None:
 
 
 def called(method: nn.Module, towers: Sequence[str]) -> list[tuple[Any, str]]:
-    """What the method calls of its towers: (module, name); of stages it calls each by itself, of a dual encoder either encoder."""
+    """What the method calls of its towers: (module, name); of stages and dual encoders it calls each part by itself."""
     every = [one for name in towers for one in _within(getattr(method, name))]
     return [(one, call) for one in every for call in CALLS if hasattr(one, call)]
 

@@ -100,7 +100,7 @@ def hide_tokens(ids: Tensor, chosen: Tensor, mask_id: int) -> Tensor:
 
 
 def hide_most_tokens(key: Tensor, ids: Tensor, chosen: Tensor, mask_id: int, words: Tensor) -> Tensor:
-    """Of the chosen ids (B, T) 80% become `mask_id`, 10% a random one of `words` (V,), and 10% stay (BERT: Devlin et al. 2019)."""
+    """Of the chosen ids (B, T) 80% become `mask_id`, 10% a random one of `words` (V,), 10% stay (BERT: Devlin et al. 2019)."""
     way = uniform(key, "which way", ids.shape[1])
     other = words[integers(key, "another word", ids.shape[1], len(words))]
     changed = torch.where(way < 0.8, mask_id, torch.where(way < 0.9, other, ids))
