@@ -48,7 +48,7 @@ CLAIM = {
 }
 
 FIRST_ROWS, TRAIN, TEST, BATCH = 6000, 4000, 1000, 128
-FIRST, STEPS, RATE = 200, 150, 5e-4                                     # steps of CLIP's loss at first, of an arm, and its rate
+FIRST, STEPS, RATE = 200, 150, 2e-4                                     # steps of CLIP's loss at first, of an arm, and its rate
 NOISE = 0.4                                                             # the chance that a factor is named wrongly
 WIDTH, HEADS, CONTEXT = 96, 4, 16
 AT = (1, 2, 3, 6, 9, 11)                                                # places of the factor words behind the start token
@@ -60,7 +60,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "+ GASS masks": {"beta": 0.0},
     "+ GASS masks + MTP": {},
 }
-METHOD: dict[str, Any] = {"tau": 0.05, "layers": 1, "crop": 1.0, "decoder_depth": 1, "decoder_heads": HEADS}
+METHOD: dict[str, Any] = {"tau": 0.02, "layers": 1, "crop": 1.0, "decoder_depth": 1, "decoder_heads": HEADS}
 
 
 class Said(nn.Module):
