@@ -220,8 +220,8 @@ def judge(values: Values) -> tuple[str, str]:
     clean = paired(values, ours, "SDM", "R@1 clean")
     sentence = (
         f"R@1 with 40% wrong words, GASS masks minus none {gaps['SDM']}, minus random masks {gaps['+ random masks']}, minus "
-        f"cosine masks {gaps['+ cosine masks']}; guessing adds {guessed}. Before these steps {mean(values, ours, 'R@1 start'):.3f}, "
-        f"after them {mean(values, ours, 'R@1'):.3f}, without masks {mean(values, 'SDM', 'R@1'):.3f}. AUC of GASS for wrong "
+        f"cosine masks {gaps['+ cosine masks']}; guessing adds {guessed}. Before these steps "
+        f"{mean(values, ours, 'R@1 start'):.3f}, after them {mean(values, ours, 'R@1'):.3f}, without masks {mean(values, 'SDM', 'R@1'):.3f}. AUC of GASS for wrong "
         f"words {auc:.3f}, before {mean(values, ours, 'AUC start'):.3f}, of the cosine {mean(values, ours, 'AUC cosine'):.3f}. "
         f"With right words GASS masks minus none {clean}.")
     if gaps["+ random masks"].mean <= 0 or auc <= 0.55:
