@@ -265,6 +265,22 @@ def test_the_first_word_is_hidden_where_none_is():
     assert not chosen_tokens(key, torch.zeros(2000, 26), first=True).any()                              # of no words
 
 
+def test_only_the_code_hides_the_first_word_of_a_new_caption_as_noise():
+    for variant, first in (("paper", 0), ("code", 1)):
+        method = made(variant=variant)
+        ids, pad = method.model.text_encoder.tokens(SAID * 20)
+        word = is_word((~pad).sum(1) - 1, ids.shape[1])
+        new = torch.full(ids.shape, ga_dms.NEW, dtype=torch.float64)
+        chances = method.noise_in(new, word), method.guess_chance(new) * word
+        noisy, guessed, chosen = method.copies(ids, *chances, fold(torch.arange(80), 2))
+        changed = noisy != ids
+        assert not changed[:, 2:].any() and not changed[:, 0].any()
+        assert (changed[:, 1].double().mean() > 0.7) == bool(first) and (first or not changed.any())
+        assert chosen.any(1).all() and not ((guessed != ids) & ~chosen).any() and (guessed[chosen] == method.mask_id).any()
+        few = method.copies(ids, 0 * chances[0], 1e-9 * word, fold(torch.arange(80), 2))[2]
+        assert few.nonzero()[:, 1].tolist() == [1] * 80                 # something is always guessed
+
+
 def test_of_what_is_chosen_eight_tenths_are_masks_one_other_words_and_one_stays():
     ids, words = torch.full((4000, 12), 7), torch.arange(100, 140)
     chosen = torch.arange(12).expand(4000, 12) % 2 == 0
@@ -398,11 +414,13 @@ def test_cosine_scores_and_both_variants_train():
 def test_parts_of_a_batch_have_the_gradient_of_the_whole(beta):
     batch, grads = captioned(8), []
     for size in (None, 3):
-        method = made(beta=beta, online=True)
+        method, rows = made(beta=beta, online=True), []
         if size:
             in_parts(method, ["model"], size)
+        method.model.image_encoder.blocks[0].register_forward_hook(lambda m, given, y, rows=rows: rows.append(len(y)))
         method.loss(batch, NOW)["loss"].backward()
         grads.append({n: p.grad for n, p in method.named_parameters() if p.grad is not None})
+        assert max(rows) == (size or 8)
     assert grads[0].keys() == grads[1].keys()
     for name, g in grads[0].items():
         torch.testing.assert_close(grads[1][name], g, rtol=1e-9, atol=1e-12)

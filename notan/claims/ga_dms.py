@@ -218,12 +218,12 @@ def judge(values: Values) -> tuple[str, str]:
     sure = {arm: gap.mean > 2 * error(values, ours, arm) for arm, gap in gaps.items()}
     auc, guessed = mean(values, ours, "AUC"), paired(values, "+ GASS masks + MTP", ours, "R@1")
     clean = paired(values, ours, "SDM", "R@1 clean")
+    start, end, none = mean(values, ours, "R@1 start"), mean(values, ours, "R@1"), mean(values, "SDM", "R@1")
     sentence = (
         f"R@1 with 40% wrong words, GASS masks minus none {gaps['SDM']}, minus random masks {gaps['+ random masks']}, minus "
-        f"cosine masks {gaps['+ cosine masks']}; guessing adds {guessed}. Before these steps "
-        f"{mean(values, ours, 'R@1 start'):.3f}, after them {mean(values, ours, 'R@1'):.3f}, without masks {mean(values, 'SDM', 'R@1'):.3f}. AUC of GASS for wrong "
-        f"words {auc:.3f}, before {mean(values, ours, 'AUC start'):.3f}, of the cosine {mean(values, ours, 'AUC cosine'):.3f}. "
-        f"With right words GASS masks minus none {clean}.")
+        f"cosine masks {gaps['+ cosine masks']}; guessing adds {guessed}. Before these steps {start:.3f}, after them {end:.3f}, "
+        f"without masks {none:.3f}. AUC of GASS for wrong words {auc:.3f}, before {mean(values, ours, 'AUC start'):.3f}, of the "
+        f"cosine {mean(values, ours, 'AUC cosine'):.3f}. With right words GASS masks minus none {clean}.")
     if gaps["+ random masks"].mean <= 0 or auc <= 0.55:
         return "refuted", sentence
     return ("confirmed" if auc > 0.6 and sure["SDM"] and sure["+ random masks"] else "open"), sentence
