@@ -47,7 +47,7 @@ def test_card_is_complete(slug):
     entry = catalogue.inspector(slug)
     missing = {"title", "arxiv", "year", "needs", "asks", "claim", "cost", "deviations"} - set(entry.card)
     assert not missing, f"{slug}: CARD lacks {missing}"
-    assert entry.doc and entry.card["asks"] in ("encode", "states", "method")
+    assert entry.doc and entry.card["asks"] in ("encode", "states", "dual", "method")
     assert all(entry.helps.get(f.name) and not f.required for f in entry.flags)
 
 

@@ -16,6 +16,7 @@ from notan.errors import NotanError
 from notan.losses.geometry import kernel_log_sums
 from notan.losses.info_nce import info_nce, info_nce_bank
 from notan.losses.mixed_pairs import Mixing, mixed_pairs
+from notan.losses.sdm import sdm
 from notan.losses.sigmoid import sigmoid_contrast
 from notan.losses.supcon import sup_con
 from notan.views import random
@@ -41,6 +42,16 @@ def one_way(q: Tensor, k: Tensor, *, tau: float | Tensor) -> Tensor:
 def both_ways(q: Tensor, k: Tensor, *, tau: float | Tensor) -> Tensor:
     """CLIP's loss: the mean of both directions."""
     return (one_way(q, k, tau=tau) + one_way(k, q, tau=tau)) / 2
+
+
+def by_identity(q: Tensor, k: Tensor, identity: Tensor, *, tau: float | Tensor) -> Tensor:
+    """SDM of this rank's pairs (n, D) twice in both directions, added up; what has one identity, int64 (n,), belongs together."""
+    every = world.gather_plain(identity)
+    loss = q.new_zeros(())
+    for x, y in ((q, k), (k, q)):
+        rows = sdm(x, world.gather(y), lambda i, j: identity[i, None] == every[j], tau=tau)
+        loss = loss + world.mean(rows.sum(), len(rows))
+    return loss
 
 
 def against_queue(q: Tensor, k: Tensor, queue: Tensor, *, tau: float | Tensor) -> Tensor:

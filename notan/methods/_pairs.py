@@ -27,10 +27,15 @@ def whole(batch: dict, side: int) -> Tensor:
 
 def one_caption(batch: dict) -> list[str]:
     """`text`, or one of each row's `captions` by its key: another in another epoch."""
+    return batch["text"] if "text" in batch else [every[i] for every, i in zip(batch["captions"], caption_numbers(batch))]
+
+
+def caption_numbers(batch: dict) -> list[int]:
+    """Which of each row's captions `one_caption` takes; 0 where there is one `text`."""
     if "text" in batch:
-        return batch["text"]
+        return [0] * len(batch["text"])
     draw = uniform(batch["key"], "caption", 1)[:, 0].tolist()
-    return [every[int(u * len(every))] for every, u in zip(batch["captions"], draw)]
+    return [int(u * len(every)) for every, u in zip(batch["captions"], draw)]
 
 
 def first_caption(batch: dict) -> list[str]:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from notan import catalogue
 from notan.data import Rows, keys, open_data
 from notan.errors import NotanError, check_between
+from notan.nets.build import build_dual
+from notan.nets.protocols import DualEncoder
 from notan.runs.checkpoint import read_text, write_text
 from notan.runs.embed import Encode, encoding
 from notan.runs.folder import Run
@@ -28,9 +30,10 @@ def inspect(name: str, model: str | Path | Any, data: str | Path, *, tokenizer: 
     """What the inspector finds: numbers, lists of numbers, and figures by name.
 
     model: what it asks for: a language model by name, folder, .gguf file or loaded (then with its `tokenizer`); a run, an
-    encoder folder, "hf:NAME" or a module with `features`; or a run, for what its method has. data: what `open_data` takes, or a
-    .txt file with a text a line; at most `rows` of its rows, chosen by key, and `tokens` tokens of a text. With `out`, a folder,
-    numbers are written to NAME.json there and figures to NAME-FIGURE.png.
+    encoder folder, "hf:NAME" or a module with `features`; two encoders with a joint space in any of these forms; or a run, for
+    what its method has. data: what `open_data` takes, or a .txt file with a text a line; at most `rows` of its rows, chosen by
+    key, and `tokens` tokens of a text. With `out`, a folder, numbers are written to NAME.json there and figures to
+    NAME-FIGURE.png.
 
     Raises `NotanError` for an unknown inspector, data without the columns it needs, and what `open_data` and models raise.
     """
@@ -41,7 +44,7 @@ def inspect(name: str, model: str | Path | Any, data: str | Path, *, tokenizer: 
     measure = importlib.import_module(f"notan.inspectors.{name}").measure
     batches = batches_of(data, entry, rows, data_options or {})
     asks = {"states": lambda: Reading(*load(model, tokenizer), tokens), "encode": lambda: Encoding(encoding(model)),
-            "method": lambda: Run(model).method()}
+            "dual": lambda: two_encoders(model), "method": lambda: Run(model).method()}
     found = measure(asks[entry.card["asks"]](), batches, **(settings or {}))
     if out is not None:
         _write(found, Path(out), name)
@@ -64,6 +67,14 @@ class Reading(nn.Module):
             raise NotanError(f"{len(batch['text'])} texts in a row have no tokens", "texts", "leave empty rows out")
         out = self.model.base_model(input_ids=read["input_ids"], attention_mask=read["attention_mask"], output_hidden_states=True)
         return [*out.hidden_states[:-1], out.last_hidden_state], read["attention_mask"].bool()
+
+
+def two_encoders(model: Any) -> DualEncoder:
+    """A dual encoder of a run, a folder or "hf:NAME", or as it is, where it runs. Raises `NotanError` for what is none."""
+    found: Any = build_dual(str(model)) if isinstance(model, (str, Path)) else model
+    if not isinstance(found, DualEncoder):
+        raise NotanError(f"a {type(found).__name__} was given", "two encoders with a joint space", "a run of clip, or hf:NAME")
+    return found.to("cuda" if torch.cuda.is_available() else "cpu")     # type: ignore[attr-defined]
 
 
 @dataclass

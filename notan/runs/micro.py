@@ -42,9 +42,14 @@ def in_parts(method: nn.Module, towers: Sequence[str], size: int) -> None:
 
 
 def called(method: nn.Module, towers: Sequence[str]) -> list[tuple[Any, str]]:
-    """What the method calls of its towers: (module, name); of stages it calls each by itself."""
-    every = [one for name in towers for one in getattr(getattr(method, name), "parts", [getattr(method, name)])]
+    """What the method calls of its towers: (module, name); of stages and dual encoders it calls each part by itself."""
+    every = [one for name in towers for one in _within(getattr(method, name))]
     return [(one, call) for one in every for call in CALLS if hasattr(one, call)]
+
+
+def _within(tower: Any) -> list[Any]:
+    both = [getattr(tower, name) for name in ("image_encoder", "text_encoder") if hasattr(tower, name)]
+    return [*getattr(tower, "parts", [tower]), *both]
 
 
 def parts_of(call: Callable[..., Any], size: int) -> Callable[..., Any]:

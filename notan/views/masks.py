@@ -1,4 +1,4 @@
-"""Masks over tokens: bool (B, N), True = hidden, with the same exact count in every row.
+"""Masks over tokens: bool (B, N), True = hidden, with the same exact count in every row; of texts, each token by its own chance.
 
 Of N tokens int(N * (1 - ratio)) stay visible, in Python's float arithmetic, as in the papers' code.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from notan.errors import NotanError
-from notan.views.random import bits, permutation, uniform
+from notan.views.random import bits, integers, permutation, uniform
 
 _RECTANGLES = 32  # candidates of a block mask; more than enough to reach any usual share
 
@@ -79,6 +79,32 @@ def guided_mask(key: Tensor, scores: Tensor, ratio: float, hard: float) -> Tenso
     hardest = scores.argsort(dim=1, descending=True, stable=True)[:, : int(hidden * hard)]
     noise = bits(key, "mask", scores.shape[1]).scatter_(1, hardest, torch.iinfo(torch.int64).min)
     return _hide_first(noise.argsort(dim=1, stable=True), hidden)
+
+
+def chosen_tokens(key: Tensor, chance: Tensor, *, first: bool = False) -> Tensor:
+    """Each token of a text chosen by itself with its own chance (B, T): bool (B, T).
+
+    first: where none of a row is, the first one with a chance is, a word that cannot be left out. Chances of 0 stay out.
+    """
+    chosen = uniform(key, "tokens", chance.shape[1]).to(chance.device) < chance
+    if not first:
+        return chosen
+    possible = chance > 0
+    alone = torch.zeros_like(chosen).scatter_(1, possible.byte().argmax(1, keepdim=True), True)
+    return torch.where(chosen.any(1, keepdim=True), chosen, alone & possible)
+
+
+def hide_tokens(ids: Tensor, chosen: Tensor, mask_id: int) -> Tensor:
+    """The ids (B, T) with `mask_id` where they are chosen."""
+    return ids.masked_fill(chosen, mask_id)
+
+
+def hide_most_tokens(key: Tensor, ids: Tensor, chosen: Tensor, mask_id: int, words: Tensor) -> Tensor:
+    """Of the chosen ids (B, T) 80% become `mask_id`, 10% a random one of `words` (V,), 10% stay (BERT: Devlin et al. 2019)."""
+    way = uniform(key, "which way", ids.shape[1])
+    other = words[integers(key, "another word", ids.shape[1], len(words))]
+    changed = torch.where(way < 0.8, mask_id, torch.where(way < 0.9, other, ids))
+    return torch.where(chosen, changed, ids)
 
 
 def _indices(chosen: Tensor) -> Tensor:
