@@ -67,7 +67,7 @@ CARD = {
         "a text.",
         "Of several captions one is drawn by key each epoch. Captions are written by beam search without a penalty of length.",
     ],
-    "floor": {"data": "emoji", "metric": "loss", "steps": 60, "value": 0.0, "random": 0.0},
+    "floor": {"data": "emoji", "metric": "loss", "steps": 60, "value": 14.6, "random": 20.459},
 }
 
 RECIPES = {
