@@ -51,7 +51,7 @@ def by_hand(method: CoCa, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torc
     return v, torch.cat(ts), logits
 
 
-# ---- the loss ---------------------------------------------------------------------------------------------------------------
+# ---- the loss -----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("pooler", ["cascade", "parallel"])
 def test_it_is_contrast_and_twice_captioning(pooler):
@@ -113,7 +113,7 @@ def test_each_text_is_read_once_for_both_losses(monkeypatch):
     assert sum(seen) == 8
 
 
-# ---- what reaches what --------------------------------------------------------------------------------------------------------
+# ---- what reaches what --------------------------------------------------------------------------------------------------
 
 def gradients(method: CoCa, batch: dict, term: str) -> dict[str, torch.Tensor]:
     method.zero_grad()
@@ -188,7 +188,7 @@ def test_what_is_in_the_space_has_length_1_and_the_temperature_an_end():
     assert method.tau.item() == pytest.approx(0.01) and method.loss(batch, NOW)["tau"].item() == pytest.approx(0.01)
 
 
-# ---- captions -------------------------------------------------------------------------------------------------------------------
+# ---- captions -----------------------------------------------------------------------------------------------------------
 
 def test_captions_are_what_reading_all_at_once_gives():
     method, batch = made()
@@ -239,7 +239,7 @@ def test_what_cannot_be_is_refused():
         CoCa(method.image_encoder, torch.nn.Identity())
 
 
-# ---- a run ------------------------------------------------------------------------------------------------------------------------
+# ---- a run --------------------------------------------------------------------------------------------------------------
 
 def coloured(rows: int = 240) -> Raw:
     """Squares in one of six colours on grey, named in words of unlike length."""

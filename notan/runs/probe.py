@@ -42,8 +42,8 @@ FORMS = {"miou": "mIoU {miou:.3f}", "accuracy": "accuracy {accuracy:.3f}",
          "mae": "MAE {mae:.4g}",
          "r1": "R@1 {r1:.3f}, R@5 {r5:.3f}, R@10 {r10:.3f}, mAP {map:.3f}, mINP {minp:.3f}, median rank {median:.0f}   (R@1 by "
                "chance {chance:.4f})",
-         "cider": "CIDEr-D {cider:.3f}, BLEU-4 {bleu4:.3f}, ROUGE-L {rouge_l:.3f}, exact {exact:.3f}; true captions {ce:.3f} nats a "
-                  "token, perplexity {perplexity:.4g}"}
+         "cider": "CIDEr-D {cider:.3f}, BLEU-4 {bleu4:.3f}, ROUGE-L {rouge_l:.3f}, exact {exact:.3f}; true captions {ce:.3f} "
+                  "nats a token, perplexity {perplexity:.4g}"}
 
 
 def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[str] | None = None, rows: int = 10_000,
@@ -187,7 +187,8 @@ def _captions(run: str | Path, data: Data, rows: int) -> dict[str, Any]:
         here, every = slice(start, start + WRITTEN), truth[start : start + WRITTEN]
         x = fitted(pictures.take(index[here])["image"].to(device), info.channels or 0, info.image_size or 0)
         said += method.caption(x)
-        nll, count = method.caption_nll(x[[i for i, texts in enumerate(every) for _ in texts]], sum(every, []))
+        own, said_of = zip(*[(i, text) for i, texts in enumerate(every) for text in texts])
+        nll, count = method.caption_nll(x[list(own)], list(said_of))
         nats, tokens = nats + float(nll.double().sum()), tokens + int(count.sum())
     return caption_scores(said, nats, tokens, truth, how="the likeliest token at each step",
                           notes=f"{len(method.text_encoder.tokenizer):,} tokens in the vocabulary")
