@@ -8,7 +8,6 @@ import torch
 
 from notan import catalogue
 from notan.claims import coca
-from notan.claims._composites import FACTORS
 
 ANSWERS = {"Con": 0.5, "Cap": 0.7, "CoCa": 0.7, "CoCa-parallel": 0.7}
 FOUND = {"Con": 0.30, "CoCa": 0.31, "CoCa-parallel": 0.30}
@@ -21,7 +20,7 @@ def values(answers: dict | None = None, found: dict | None = None, cost: float =
     for arm in right:
         shift = WOBBLE * arm.startswith("CoCa")
         made[arm] = {s: {"answers": right[arm] + shift[s], "patches": 0.6, "cost": cost if arm == "CoCa" else 1.0,
-                         **({} if arm == "Con" else {"exact": 0.1}),
+                         **({} if arm == "Con" else {"CE": 0.1}),
                          **({} if arm == "Cap" else {"R@1": first[arm] + shift[s]})} for s in range(5)}
     return made
 
@@ -56,28 +55,27 @@ def test_arms_are_settings_of_the_method_and_begin_alike():
     assert not torch.equal(coca.model("CoCa", 8).cls_token, states[0]["cls_token"])
 
 
-def test_questions_are_of_the_factors_and_fit():
-    assert list(coca.QUESTIONS) == list(FACTORS)
+def test_sentences_fit_and_what_is_tested_is_of_the_other_hand():
     words = coca.tokenizer()
-    assert all(len(words(text)["input_ids"]) == len(text.split()) for text in coca.QUESTIONS.values())  # a token a word
-    made, said = coca.scenes(0, range(4), 1)
-    assert len(said) == len(made.pictures) == 4 and max(len(words(text)["input_ids"]) for text in said) + 2 <= coca.CONTEXT
+    made, said = coca.scenes(0, range(40), 1)
+    assert len(said) == len(made.pictures) == 40
+    for text in (coca.SENTENCE, *said):
+        assert len(words(text)["input_ids"]) == len(text.split()) <= coca.CONTEXT - 2           # a token a word
     (train, a), (fitted, b), (test, c) = coca.parts(False)
     assert not set(train) & set(fitted) | set(fitted) & set(test) and (a, b, c) == (0, 0, 1)
 
 
-def test_answers_are_read_from_question_and_picture():
+def test_answers_are_read_from_picture_and_sentence():
     method = coca.model("CoCa", 0)
     x = torch.from_numpy(coca.scenes(0, range(4), 0)[0].pictures)
-    g = method.seen(x / 255)
-    z = coca.fused(method, g, "how many")
-    ids, pad = method.text_encoder.tokens(["how many"])
     with torch.no_grad():
-        expected = method.decoder(method.text_encoder.states(ids, pad).expand(4, -1, -1), g)
-    assert torch.equal(z, expected) and (z[0] - z[1]).abs().max() > 1e-4
-    v = method.encode({"image": x})["image"]
-    both = coca.beside(method, v, "how many")
-    assert both.shape == (4, 1, 128) and torch.equal(both[:, 0, :64], v) and torch.equal(both[0, 0, 64:], both[3, 0, 64:])
+        z, both = coca.fused(method, x), coca.beside(method, x)
+        h = method.image_encoder(x / 255)
+        states = method.text_encoder.states(*method.text_encoder.tokens([coca.SENTENCE] * 4))
+        torch.testing.assert_close(z, method.decoder(states, method.generative(h)))
+        torch.testing.assert_close(coca.patches(method, x), h)
+        torch.testing.assert_close(both[:, 0, :64], method.encode({"image": x})["image"])
+    assert (z[0] - z[1]).abs().max() > 1e-4 and both.shape == (4, 1, 128) and torch.equal(both[0, 0, 64:], both[3, 0, 64:])
 
 
 def test_what_can_be_learned_of_tokens_is_learned():
@@ -89,6 +87,6 @@ def test_what_can_be_learned_of_tokens_is_learned():
         z[torch.arange(400), question, y[:, question]] = 4
         z[:, question, 3 + question] = 4                                # which token it is
     head = coca.Answers(8, [3, 3])
-    scores = coca.learned(head, z[:300], y[:300], z[300:], y[300:], 0, False)
+    scores = coca.learned(head, z[:300], y[:300], z[300:], y[300:], 150, 0)
     assert scores.shape == (2,) and scores.min() > 0.95
-    assert coca.learned(coca.Answers(8, [3, 3]), z[:300], y[:300], z[300:], y[300:].roll(1, 0), 0, False).max() < 0.6
+    assert coca.learned(coca.Answers(8, [3, 3]), z[:300], y[:300], z[300:], y[300:].roll(1, 0), 150, 0).max() < 0.6

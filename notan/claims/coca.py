@@ -36,10 +36,10 @@ CLAIM = {
             "other object), 64 x 64: 8,000 to train on and 2,000 to fit answers to, of Google's drawings, and 1,000 to test on, "
             "of Twitter's; a seed has its own scenes",
     "metric": "all on the held-out style of drawing: R@1 of finding the caption of a picture among 1,000 and the picture of a "
-              "caption, the mean of both; answers: mean accuracy of six questions; exact: share of captions written exactly; "
-              "CE: nats a token of the true captions; patches: answers from the picture encoder's tokens; cost: time of a step "
-              "over that of Cap's",
-    "shown": ["R@1", "answers", "patches", "exact", "CE", "cost"],
+              "caption, the mean of both; answers: mean accuracy of the six factors, from what fuses picture and words; "
+              "patches: the same from the picture encoder's tokens; CE: nats a token of the true captions; CIDEr-D of written "
+              "captions; cost: time of a step over that of Cap's",
+    "shown": ["R@1", "answers", "patches", "CE", "CIDEr-D", "cost"],
     "seeds": [0, 1, 2, 3, 4],
     "confirms": "in paired differences over seeds, (a) R@1 of CoCa is not below Con's by more than one standard error, (b) "
                 "answers of CoCa are above Con's by more than two and not below Cap's by more than one, and (c) the mean cost of "
@@ -47,12 +47,14 @@ CLAIM = {
     "refutes": "(a) R@1 of CoCa and of CoCa-parallel are below Con's by more than two standard errors, or (b) the mean of CoCa's "
                "answers is not above Con's",
     "protocol": "All arms: ViT of 3 blocks (width 64, patch 8), text decoder of 2 + 2 blocks, 16 queries, a joint space of 64, "
-                "whole pictures, 700 steps of 64 rows, AdamW 2e-3, decay 0.05, 10% warm-up then cosine, equal first weights and "
-                "batches in a seed. Con and Cap are CoCa with the other weight at 0; weights are 1 and 2 else. Questions "
-                "are sent through the frozen model: a pooler of one query and a linear layer read the decoder's outputs for "
-                "question and picture, for Con the vectors of picture and question side by side; 300 steps of 128, AdamW 3e-3. "
-                "patches: the same on the picture encoder's tokens, for all arms, with a query a question. cost: CPU time on one "
-                "thread, medians of 15 steps in turn with those of Cap.",
+                "whole pictures, 600 steps of 64 rows, AdamW 2e-3, decay 0.05, 10% warm-up then cosine, equal first weights and"
+                " batches in a seed. Con and Cap are CoCa with the other weight at 0; weights are 1 and 2 else. Answers: the "
+                "frozen model reads each picture with one sentence, the same for all; a pooler with a query a factor and linear"
+                " layers read the decoder's outputs, and of Con, which has no decoder, the vectors of picture and sentence side"
+                " by side; 300 steps of 128, AdamW 3e-3. patches: the same pooler on the picture encoder's tokens, for all "
+                "arms. cost: CPU time on one thread, medians of 15 steps in turn with those of Cap. The sentence was settled on"
+                " seed 100: to questions in words that no caption has, which came first, CoCa's frozen decoder gave the place "
+                "by chance.",
     "uses": ["_train.py", "_composites.py"], "methods": ["coca", "_contrast", "_pairs"],
     "minutes": 40,
 }
@@ -60,15 +62,14 @@ CLAIM = {
 Scenes = tuple[Composites, list[str]]                                   # and a sentence of each
 
 TRAIN, FIT, TEST = range(8000), range(8000, 10_000), range(10_000, 11_000)
-STEPS, BATCH, RATE = 700, 64, 2e-3
+STEPS, BATCH, RATE = 600, 64, 2e-3
 FITTED, ROWS, HEAD_RATE = 300, 128, 3e-3                                # of the answers
 TURNS = 15                                                              # of timing
 WIDTH, CONTEXT = 64, 24
 ARMS: dict[str, dict[str, Any]] = {
     "Con": {"caption_weight": 0.0}, "Cap": {"contrast_weight": 0.0}, "CoCa": {}, "CoCa-parallel": {"pooler": "parallel"},
 }
-QUESTIONS = {"object": "what is large or small", "colour": "on what ground", "count": "how many", "place": "where is it",
-             "size": "how large is it", "other": "what is it beside"}
+SENTENCE = "one large dog on the left beside one key on red ground"     # beside which pictures are read for answers
 
 
 def run(arm: str, seed: int, quick: bool) -> dict[str, float]:
@@ -79,8 +80,10 @@ def run(arm: str, seed: int, quick: bool) -> dict[str, float]:
         found["R@1"] = found_by_words(method, test)
     if arm != "Con":
         found |= written(method, test)
-    found |= {f"answers {q}" if q else "answers": v for q, v in answered(method, arm, fitted, test, seed, quick).items()}
-    return found | {"patches": from_patches(method, fitted, test, seed, quick)}
+    for name, read in (("answers", beside if arm == "Con" else fused), ("patches", patches)):
+        each = answered(method, read, fitted, test, seed, quick)
+        found |= {name: float(np.mean(list(each.values())))} | {f"{name} {factor}": value for factor, value in each.items()}
+    return found
 
 
 # ---- scenes and models --------------------------------------------------------------------------------------------------
@@ -100,9 +103,8 @@ def scenes(seed: int, rows: range, artist: int) -> Scenes:
 
 @cache
 def tokenizer() -> Any:
-    """One token a word: made from sentences that no seed has, and the questions."""
-    said = scenes(2**32 - 1, range(1000), 0)[1]
-    return new_tokenizer([*said, *QUESTIONS.values(), *QUESTIONS.values()], vocabulary=450, context=CONTEXT)
+    """One token a word: made from sentences that no seed has."""
+    return new_tokenizer(scenes(2**32 - 1, range(1000), 0)[1], vocabulary=400, context=CONTEXT)
 
 
 def model(arm: str, seed: int) -> CoCa:
@@ -159,44 +161,34 @@ def written(method: CoCa, test: Scenes) -> dict[str, float]:
     return {"exact": found["exact"], "CE": found["ce"], "CIDEr-D": found["cider"]}
 
 
-def answered(method: CoCa, arm: str, fitted: Scenes, test: Scenes, seed: int, quick: bool) -> dict[str, float]:
-    """Test accuracy for each question, and "": their mean. Read are the decoder's outputs for a question and a picture (B, T, d),
-    and of Con, which has no decoder, the vectors of picture and question (B, 1, 2 d).
-    """
-    if arm == "Con":
-        seen = [in_parts(lambda x: method.encode({"image": x})["image"], part[0].pictures) for part in (fitted, test)]
-    else:
-        seen = [in_parts(lambda x: method.seen(x / 255), part[0].pictures) for part in (fitted, test)]
-    found = {}
-    for i, (name, question) in enumerate(QUESTIONS.items()):
-        z, z_test = (beside(method, x, question) if arm == "Con" else fused(method, x, question) for x in seen)
-        y, y_test = (torch.from_numpy(part[0].factors[:, i : i + 1]) for part in (fitted, test))
-        head = built(seed, partial(Answers, z.shape[2], [len(FACTORS[name])]))
-        found[name] = float(learned(head, z, y, z_test, y_test, seed, quick)[0])
-    return found | {"": float(np.mean(list(found.values())))}
+def fused(method: CoCa, x: Tensor) -> Tensor:
+    """The decoder's outputs for pictures uint8 (B, 3, S, S), each beside SENTENCE: (B, T, d)."""
+    states = method.text_encoder.states(*method.text_encoder.tokens([SENTENCE]))
+    return method.decoder(states.expand(len(x), -1, -1), method.seen(x / 255))
 
 
-@torch.no_grad()
-def fused(method: CoCa, g: Tensor, question: str) -> Tensor:
-    states = method.text_encoder.states(*method.text_encoder.tokens([question]))
-    return torch.cat([method.decoder(states.expand(len(part), -1, -1), part) for part in g.split(250)])
+def beside(method: CoCa, x: Tensor) -> Tensor:
+    """The vectors of pictures and of SENTENCE: (B, 1, 2 d)."""
+    z = method.encode({"image": x, "text": [SENTENCE]})
+    return torch.cat([z["image"], z["text"].expand(len(x), -1)], dim=1)[:, None]
 
 
-@torch.no_grad()
-def beside(method: CoCa, v: Tensor, question: str) -> Tensor:
-    return torch.cat([v, method.encode({"text": [question]})["text"].expand(len(v), -1)], dim=1)[:, None]
+def patches(method: CoCa, x: Tensor) -> Tensor:
+    """The picture encoder's tokens: (B, 1 + N, D)."""
+    return method.image_encoder(x / 255)
 
 
-def from_patches(method: CoCa, fitted: Scenes, test: Scenes, seed: int, quick: bool) -> float:
-    """The mean accuracy over questions, each with a query of its own, of what reads the picture encoder's tokens."""
-    z, z_test = (in_parts(lambda x: method.image_encoder(x / 255), part[0].pictures) for part in (fitted, test))
+def answered(method: CoCa, read: Callable[[CoCa, Tensor], Tensor], fitted: Scenes, test: Scenes, seed: int,
+             quick: bool) -> dict[str, float]:
+    """Test accuracy for each factor, by a head on what is read of the pictures."""
+    z, z_test = (in_parts(partial(read, method), part[0].pictures) for part in (fitted, test))
     y, y_test = (torch.from_numpy(part[0].factors) for part in (fitted, test))
-    head = built(seed, lambda: Answers(z.shape[2], [len(names) for names in FACTORS.values()]))
-    return float(learned(head, z, y, z_test, y_test, seed, quick).mean())
+    head = built(seed, partial(Answers, z.shape[2], [len(names) for names in FACTORS.values()]))
+    return dict(zip(FACTORS, learned(head, z, y, z_test, y_test, 2 if quick else FITTED, seed).tolist()))
 
 
 class Answers(nn.Module):
-    """A query and a linear layer for each question: (B, T, width) to logits of its answers."""
+    """A query and a linear layer for each factor: (B, T, width) to logits of its answers."""
 
     def __init__(self, width: int, answers: list[int]) -> None:
         super().__init__()
@@ -207,9 +199,9 @@ class Answers(nn.Module):
         return [head(x) for head, x in zip(self.heads, self.pool(z).unbind(1))]
 
 
-def learned(head: Answers, z: Tensor, y: Tensor, z_test: Tensor, y_test: Tensor, seed: int, quick: bool) -> Tensor:
-    """Test accuracy for each question (Q,) after training by cross-entropy with AdamW, the rate falling as a half cosine."""
-    steps, drawn = 2 if quick else FITTED, np.random.default_rng(seed)
+def learned(head: Answers, z: Tensor, y: Tensor, z_test: Tensor, y_test: Tensor, steps: int, seed: int) -> Tensor:
+    """Test accuracy for each factor (Q,) after training by cross-entropy with AdamW, the rate falling as a half cosine."""
+    drawn = np.random.default_rng(seed)
     optimiser = torch.optim.AdamW(head.parameters(), lr=HEAD_RATE, weight_decay=0.01)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
@@ -239,7 +231,7 @@ def judge(values: Values) -> tuple[str, str]:
     price = mean(values, "CoCa", "cost")
     sentence = (
         f"CoCa minus Con: R@1 {paired(values, 'CoCa', 'Con', 'R@1')}, answers {paired(values, 'CoCa', 'Con', 'answers')}; minus "
-        f"Cap: answers {paired(values, 'CoCa', 'Cap', 'answers')}, exact captions {paired(values, 'CoCa', 'Cap', 'exact')}; a "
+        f"Cap: answers {paired(values, 'CoCa', 'Cap', 'answers')}, nats of captions {paired(values, 'CoCa', 'Cap', 'CE')}; a "
         f"step costs {price:.2f} of Cap's (Con's {mean(values, 'Con', 'cost'):.2f}). Parallel minus cascade: R@1 "
         f"{gap('R@1', 'CoCa-parallel', 'CoCa')[1]:+.3f}, answers {gap('answers', 'CoCa-parallel', 'CoCa')[1]:+.3f}. Answers from "
         f"the picture encoder's tokens: Con {mean(values, 'Con', 'patches'):.3f}, Cap {mean(values, 'Cap', 'patches'):.3f}, CoCa "
