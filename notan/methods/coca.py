@@ -65,6 +65,7 @@ CARD = {
         "AdamW; the paper's is Adafactor. The rate falls as a half cosine; the paper's falls linearly.",
         "The tokenizer is made from the captions at hand (byte-level BPE); the paper's has 64k pieces. One token starts and ends "
         "a text.",
+        "The towers that a run saves by themselves lack poolers, heads and the vector that sums a text up: search with the run.",
         "Of several captions one is drawn by key each epoch. Captions are written by beam search without a penalty of length.",
     ],
     "floor": {"data": "emoji", "metric": "loss", "steps": 60, "value": 14.6, "random": 20.459},
