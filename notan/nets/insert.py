@@ -22,6 +22,14 @@ def inserted(x: Tensor, vectors: Tensor, at: int | Tensor) -> Tensor:
     return torch.cat([x, vectors], dim=1).gather(1, source[..., None].expand(-1, -1, x.shape[2]))
 
 
+def taken_out(x: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """x (B, L + 1, D) without the token at each row's place, int64 (B,), and that token: (B, L, D) and (B, D)."""
+    place = torch.arange(x.shape[1] - 1, device=x.device).expand(len(x), -1)
+    source = torch.cat([place + (place >= at[:, None]), at[:, None]], dim=1)                    # (B, L + 1)
+    x = x.gather(1, source[..., None].expand(-1, -1, x.shape[2]))
+    return x[:, :-1], x[:, -1]
+
+
 def replaced(x: Tensor, vectors: Tensor, at: int) -> Tensor:
     """x (B, L, D) with vectors (1 or B, K, D) in place of its tokens at, at + 1, ..."""
     vectors = vectors.to(x.dtype).expand(x.shape[0], -1, -1)

@@ -6,7 +6,7 @@ Texts of a batch are read in groups of like length, so that short ones do not pa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from notan.errors import NotanError, did_you_mean
 from notan.nets.files import load_weights, moved_into
 from notan.nets.hub import bare, changed_inside, fingerprint, inside, opened
-from notan.nets.insert import Extra, count, replaced, through
+from notan.nets.insert import Extra, count, inserted, replaced, through
 from notan.nets.language import fresh, open_tokenizer, padded, without_bars
 from notan.nets.spec import parse
 from notan.nets.vit import Block
@@ -73,6 +73,14 @@ class TextTransformer(nn.Module):
         x = self.token_embedding(ids)
         x = (replaced(x, extra[0], 1) if extra else x) + self.pos_embed[: ids.shape[1]]
         return self.norm(through(self.blocks, x, extra, 1))
+
+    def states(self, ids: Tensor, pad: Tensor, last: Tensor | None = None) -> Tensor:
+        """States before the last norm, with vectors `last` (1 or B, K, D) behind each text's end where there are: (B, T + K, D).
+
+        They have no positions. They see the text, and no token of it sees them: padding, which does, comes after both.
+        """
+        x = self.token_embedding(ids) + self.pos_embed[: ids.shape[1]]
+        return through(self.blocks, x if last is None else inserted(x, last, (~pad).sum(1)), (), 0)
 
     def pool(self, states: Tensor, pad: Tensor) -> Tensor:
         """The state at each text's end: (B, T, D) to (B, D)."""
@@ -172,13 +180,18 @@ def cut(encoder: TextTransformer | HubText, texts: list[str]) -> Cut:
 
 def in_groups(read: Callable[[Tensor, Tensor], Tensor], ids: Tensor, pad: Tensor) -> Tensor:
     """`read` of ids and pad (B, T), GROUP rows of like length at a time, each cut to its longest: (B, ...) in the given order."""
-    lengths = (~pad).sum(1)
-    order = lengths.argsort(stable=True)
-    found = []
-    for rows in order.split(GROUP):
-        longest = int(lengths[rows[-1]])
+    order, found = [], []
+    for rows, longest in groups(pad):
+        order.append(rows)
         found.append(read(ids[rows, :longest], pad[rows, :longest]))
-    return torch.cat(found)[order.argsort()]
+    return torch.cat(found)[torch.cat(order).argsort()]
+
+
+def groups(pad: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Rows of pad (B, T), GROUP of like length at a time, int64 (n,), and how long the longest of them is."""
+    lengths = (~pad).sum(1)
+    for rows in lengths.argsort(stable=True).split(GROUP):
+        yield rows, int(lengths[rows[-1]])
 
 
 def room_left(context: int, taken: int) -> int:

@@ -15,6 +15,7 @@ from notan.data import Data, keys, open_data
 from notan.errors import NotanError, did_you_mean
 from notan.nets.build import is_dual
 from notan.probes.attributes import attribute_pairs
+from notan.probes.captions import caption_scores
 from notan.probes.features import extract
 from notan.probes.fewshot import few_shot, label_curve
 from notan.probes.finetune import finetune
@@ -32,15 +33,18 @@ from notan.runs.embed import encoding, features_by_name, fitted, load_tower
 from notan.runs.folder import Run
 from notan.runs.watch import probed
 
-PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "regression", "attributes", "retrieval", "zeroshot", "finetune",
+PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "regression", "attributes", "retrieval", "zeroshot", "captions", "finetune",
              "segmentation")
+WRITTEN = 128                                                           # captions at a time
 FROZEN = {"label": ("ridge", "knn", "logistic", "fewshot"), "target": ("regression",)}           # by what they need
 FORMS = {"miou": "mIoU {miou:.3f}", "accuracy": "accuracy {accuracy:.3f}",
          "rmse": "MAE {mae:.4g}, RMSE {rmse:.4g}, R² {r2:.3f}, Spearman {spearman:.3f}, geometric mean of errors {gm:.4g}; order "
                  "of features {ordering:.3f} (1: by target), neighbours' gap {fragmentation:.3f} (1: any two rows')",
          "mae": "MAE {mae:.4g}",
          "r1": "R@1 {r1:.3f}, R@5 {r5:.3f}, R@10 {r10:.3f}, mAP {map:.3f}, mINP {minp:.3f}, median rank {median:.0f}   (R@1 by "
-               "chance {chance:.4f})"}
+               "chance {chance:.4f})",
+         "cider": "CIDEr-D {cider:.3f}, BLEU-4 {bleu4:.3f}, ROUGE-L {rouge_l:.3f}, exact {exact:.3f}; true captions {ce:.3f} "
+                  "nats a token, perplexity {perplexity:.4g}"}
 
 
 def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[str] | None = None, rows: int = 10_000,
@@ -67,6 +71,8 @@ def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[st
         results |= _attributes(run, opened, rows)
     if "retrieval" in asked or "zeroshot" in asked:
         results |= _by_words(run, opened, rows, asked, prompts)
+    if "captions" in asked:
+        results["captions"] = _captions(run, opened, rows)
     features = None
     for column, names in FROZEN.items():
         if rest := [name for name in asked if name in names]:
@@ -165,6 +171,29 @@ def _by_words(run: str | Path, data: Data, rows: int, asked: list[str], prompts:
         classes = class_features(read, data.info.classes, prompts)
         found["zero-shot"] = zero_shot(images, labels, classes, notes="prompts " + "; ".join(map(repr, prompts)))
     return found
+
+
+def _captions(run: str | Path, data: Data, rows: int) -> dict[str, Any]:
+    """What a run writes of test pictures, and how likely it finds what was said of them."""
+    if not (Path(run) / "config.yaml").exists() or "caption" not in catalogue.method(Run(run).settings.method).has:
+        raise NotanError(f"{run} writes no captions", "a run of a method that does, such as coca", "--protocol retrieval")
+    if "image" not in data.info.columns:
+        raise NotanError(f"{data.info.name} has no pictures, only {', '.join(data.info.columns)}", "pictures with captions",
+                         "--column THEIRS=image")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    method: Any = Run(run).method().to(device)
+    info, index = Run(run).info, keys.shuffle(0, 0, len(data.test))[:rows]
+    truth, pictures = captions(data, index), data.test.only("image")
+    said, nats, tokens = [], 0.0, 0
+    for start in range(0, len(index), WRITTEN):
+        here, every = slice(start, start + WRITTEN), truth[start : start + WRITTEN]
+        x = fitted(pictures.take(index[here])["image"].to(device), info.channels or 0, info.image_size or 0)
+        said += method.caption(x)
+        own, said_of = zip(*[(i, text) for i, texts in enumerate(every) for text in texts])
+        nll, count = method.caption_nll(x[list(own)], list(said_of))
+        nats, tokens = nats + float(nll.double().sum()), tokens + int(count.sum())
+    return caption_scores(said, nats, tokens, truth, how="the likeliest token at each step",
+                          notes=f"{len(method.text_encoder.tokenizer):,} tokens in the vocabulary")
 
 
 def captions(data: Data, index: np.ndarray) -> list[list[str]]:
