@@ -60,7 +60,7 @@ RECIPES = {
         "model": {"name": "dual", "image_encoder": {"name": "vit", "dim": 64, "depth": 2, "heads": 2},
                   "text_encoder": {"name": "text", "dim": 64, "depth": 2, "heads": 2, "context": 32}, "dim": 64, "tau": 0.07},
         "optimiser": {"name": "sgd", "lr": 2e-2, "momentum": 0.9, "weight_decay": 5e-4},
-        "batch": 32, "epochs": 20, "warmup": 0.05, "method": {},
+        "batch": 32, "epochs": 20, "warmup": 0.05, "method": {"prompts": 4},
     },
 }
 
