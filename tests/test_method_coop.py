@@ -25,9 +25,10 @@ NAMES = list(INFO.classes)
 def test_it_begins_at_the_sentence_and_only_the_context_learns(which, tmp_path):
     if which == "clip":
         saved_hub(tmp_path)
-    base = {"ours": tiny_dual_encoder, "clip": lambda: released(str(tmp_path)),
-            "conv": lambda: Dual(ConvNet(image_size=16, channels=3), tiny_text_encoder(), head(256, 16), head(32, 16), tau=0.1)}[which]()
-    base = base.double().eval()
+    heads = head(256, 16), head(32, 16)
+    made = {"ours": tiny_dual_encoder, "clip": lambda: released(str(tmp_path)),
+            "conv": lambda: Dual(ConvNet(image_size=16, channels=3), tiny_text_encoder(), *heads, tau=0.1)}
+    base = made[which]().double().eval()
     context = len(word_vectors(base.text_encoder, "a b of"))
     method, batch = CoOp(base, data=INFO, prompts=context, template="a b of {}.", crop=0.5).double(), images(8)
     x = cropped(batch, 16, scale=0.5, flip=0.5).double()

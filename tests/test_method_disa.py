@@ -68,8 +68,8 @@ def test_prompts_of_a_vit_base_are_46080_numbers():
         blocks = nn.ModuleList([nn.Identity()] * 12)
     words = tiny_text_encoder()
     words.dim, words.blocks, words.token_embedding = 512, blocks, nn.Embedding(len(words.tokenizer), 512)
-    base = SimpleNamespace(image_encoder=pictures, text_encoder=words, config={}, dim=512, image_size=224, channels=3, normalise=None,
-                           requires_grad_=lambda on: None)
+    base = SimpleNamespace(image_encoder=pictures, text_encoder=words, config={}, dim=512, image_size=224, channels=3,
+                           normalise=None, requires_grad_=lambda on: None)
     made = Prompted(base, images=4, texts=4, depth=9, template="a photo of a {}.")
     assert sum(p.numel() for p in made.parameters() if p.requires_grad) == 46_080 == 4 * 512 * 9 + 4 * 768 * 9
 
@@ -131,14 +131,15 @@ def test_the_loss_is_its_four_terms():
     out, tau = method.loss(batch, None), 0.1
     x, y, base = disa.cropped(batch, 16, scale=0.5, flip=0.5).double(), batch["label"], method.model.base
     f_o, f_p = (F.normalize(m.image(x), dim=1) for m in (base, method.model))
-    g_o, g_p = F.normalize(base.text([f"a photo of a {n}." for n in NAMES]), dim=1), F.normalize(method.model.text(list(NAMES)), dim=1)
+    g_o = F.normalize(base.text([f"a photo of a {n}." for n in NAMES]), dim=1)
+    g_p = F.normalize(method.model.text(list(NAMES)), dim=1)
     u = F.normalize(base.patches(x), dim=2)
     keep = torch.stack([torch.tensor([n in s.topk(12).indices for n in range(16)]) for s in (u * g_o[y][:, None]).sum(2)])
     seen = F.normalize(method.model.image(x, ~keep), dim=1)
     probability = lambda f, g: (f @ g.T / tau).softmax(1)               # noqa: E731
     divergence = lambda p, q: (p * (p.log() - q.log())).sum(1).mean()   # noqa: E731
-    mu = F.normalize(torch.stack([F.normalize(base.image(disa.whole({"image": images(6)["image"][images(6)["label"] == c]}, 16).double()),
-                                              dim=1).mean(0) for c in range(3)]), dim=1)
+    z = F.normalize(base.image(disa.whole(images(6), 16).double()), dim=1)
+    mu = F.normalize(torch.stack([z[images(6)["label"] == c].mean(0) for c in range(3)]), dim=1)
     wanted = {"ce": -probability(f_p, g_p).log()[torch.arange(8), y].mean(),
               "score": divergence(probability(f_o, g_o), probability(f_p, g_p)),
               "cross": divergence(probability(seen, g_o), probability(f_o, g_p)),
@@ -261,7 +262,8 @@ def test_the_most_salient_patches_stay_and_ties_are_settled_by_place():
 def test_hiding_nothing_is_the_whole_picture(which, tmp_path):
     method, _ = ours() if which == "ours" else clip(tmp_path)
     x = pixels()
-    torch.testing.assert_close(method.model.image(x, hide_least(torch.rand(5, 16), 0.0)), method.model.image(x), rtol=1e-9, atol=1e-9)
+    shown = method.model.image(x, hide_least(torch.rand(5, 16), 0.0))
+    torch.testing.assert_close(shown, method.model.image(x), rtol=1e-9, atol=1e-9)
 
 
 def test_dropped_patches_are_patches_that_nothing_attends_to(monkeypatch):
@@ -422,7 +424,8 @@ def test_a_run_learns_from_few_rows_and_leaves_with_its_prompts(run, tmp_path):
     rows = chosen(drawn().train.values("label"), 2, 2, run.settings.seed)
     batch = drawn().train.take(rows)
     torch.testing.assert_close(method.means, class_means(method.without(batch).detach(), batch["label"], 2).float())
-    assert method.means.norm(dim=1).tolist() == pytest.approx([1, 1]) and method.frozen.norm(dim=1).tolist() == pytest.approx([1, 1])
+    for directions in (method.means, method.frozen):
+        assert directions.norm(dim=1).tolist() == pytest.approx([1, 1])
     tower = load_encoder(run.path / "model")
     assert isinstance(tower, Prompted) and is_dual(str(run.path / "model")) and tower.config == method.model.config
     said, shown = ["cat", "old house"], disa.whole(batch, 16)

@@ -14,6 +14,7 @@ from test_method_disa import TOWER, drawn
 from notan import train
 from notan.cli import main
 from notan.errors import NotanError
+from notan.methods._pairs import whole
 from notan.probes.base_to_novel import base_to_novel, harmonic
 from notan.probes.zero_shot import class_features, zero_shot
 from notan.runs.probe import learned, print_results, probe
@@ -66,11 +67,11 @@ def test_a_run_stands_beside_its_frozen_model(slug, runs):
     method = runs[slug].method()
     batch = data.test.take(np.arange(len(data.test)))
     y = batch["label"]
-    for name, encode, prompt in (("base to novel", method.encode, "{}"),
-                                 ("base to novel, frozen", None, "a photo of a {}.")):
-        read = (lambda t: method.encode({"text": t})["text"].detach()) if encode else (lambda t: method.model.base.text(t).detach())
-        z = (method.encode({"image": batch["image"]})["image"] if encode else method.model.base.image(batch["image"] / 255)).detach()
-        wanted = base_to_novel(z, y, class_features(read, data.info.classes, [prompt]))
+    for name, model, prompt in (("base to novel", method.model, "{}"),
+                                ("base to novel, frozen", method.model.base, "a photo of a {}.")):
+        with torch.no_grad():
+            classes = class_features(model.text, data.info.classes, [prompt])
+            wanted = base_to_novel(model.image(whole(batch, 16)), y, classes)
         assert {k: found[name][k] for k in ("base", "novel", "harmonic")} == {k: wanted[k] for k in ("base", "novel", "harmonic")}
         assert f"prompts '{prompt}'" in found[name]["protocol"]
     print_results(found, Console(file=(said := io.StringIO()), width=200))

@@ -19,7 +19,7 @@ in training, it often falls behind the plain sentence. It is the row that every 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,8 +38,8 @@ CARD = {
     "needs": ["image", "label"], "task": "features", "exports": ["safetensors"],
     "exports_why": "its texts have vectors among their tokens, for which no stock class has a place",
     "claim": "Learned vectors in place of the words before a class's name classify better than sentences that people wrote.",
-    "paper": "CLIP ResNet-50, 11 data sets, 16 shots: about 15 points above its hand-written prompts in the mean. ViT-B/16, trained "
-             "on half of the classes: 82.69 on these, 63.22 on the others, where CLIP itself has 69.34 and 74.22.",
+    "paper": "CLIP ResNet-50, 11 data sets, 16 shots: about 15 points above its hand-written prompts in the mean. ViT-B/16, "
+             "trained on half of the classes: 82.69 on these, 63.22 on the others, where CLIP itself has 69.34 and 74.22.",
     "cost": "The texts of all classes each step; pictures forward only.",
     "deviations": [
         "One context for all classes, before the name; contexts of each class and names in the middle are left out.",
@@ -82,7 +82,7 @@ class CoOp(nn.Module):
         super().__init__()
         check_between(1, 1000, prompts=prompts)
         self.names, self.shots, self.crop, self.flip = class_names(data, classes), shots, crop, flip
-        self.model = Prompted(model, images=0, texts=prompts, depth=1, template=template)
+        self.model: Any = Prompted(model, images=0, texts=prompts, depth=1, template=template)
 
     def batches(self, columns: dict[str, np.ndarray], batch_size: int, seed: int, epoch: int) -> np.ndarray:
         return batches_of(chosen(columns["label"], len(self.names), self.shots, seed), batch_size, seed, epoch)

@@ -32,7 +32,7 @@ still counts all rows of the data: give --steps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,11 +54,11 @@ CARD = {
     "title": "DiSa: Directional Saliency-Aware Prompt Learning for Generalizable Vision-Language Models", "arxiv": "2505.19373",
     "year": 2025, "needs": ["image", "label"], "task": "features", "exports": ["safetensors"],
     "exports_why": "vectors stand among its tokens, for which no stock class has a place",
-    "claim": "Prompts that are matched with the frozen model across pictures and texts, on salient patches, and drawn towards its "
-             "class means classify new classes better than other prompt learners, and old ones as well.",
-    "paper": "Better than earlier prompt learners on 11 data sets, by its abstract; its figures could not be read. Base, novel and "
-             "harmonic mean of those, CLIP ViT-B/16: CLIP 69.3 / 74.2 / 71.7, CoOp 82.7 / 63.2 / 71.7, IVLP 84.2 / 71.8 / 77.5, "
-             "PromptSRC 84.3 / 76.1 / 80.0.",
+    "claim": "Prompts that are matched with the frozen model across pictures and texts, on salient patches, and drawn towards "
+             "its class means classify new classes better than other prompt learners, and old ones as well.",
+    "paper": "Better than earlier prompt learners on 11 data sets, by its abstract; its figures could not be read. Base, novel "
+             "and harmonic mean of those, CLIP ViT-B/16: CLIP 69.3 / 74.2 / 71.7, CoOp 82.7 / 63.2 / 71.7, IVLP 84.2 / 71.8 / "
+             "77.5, PromptSRC 84.3 / 76.1 / 80.0.",
     "cost": "Two passes of pictures with prompts, one without, and the names of all classes each step.",
     "deviations": [
         "A reconstruction from summaries: saliency, lambda, the share of patches hidden and the form of L_SR and L_DiR are ours.",
@@ -133,7 +133,7 @@ class DiSa(nn.Module):
         self.weights = {"ce": 1.0, "score": score, "cross": cross, "direction": direction}
         self.reduction, self.symmetric, self.detach, self.mode = reduction, symmetric, detach, mode
         self.hidden, self.saliency, self.scope = hidden, saliency, scope
-        self.model = Prompted(model, images=image_prompts, texts=text_prompts, depth=depth, template=template)
+        self.model: Any = Prompted(model, images=image_prompts, texts=text_prompts, depth=depth, template=template)
         for name in ("frozen", "means"):
             self.register_buffer(name, torch.zeros(len(self.names), self.model.dim))
 
@@ -144,8 +144,9 @@ class DiSa(nn.Module):
         texts, means = frozen_texts(self.model.base, self.names, self.templates), self.means
         if self.weights["direction"]:
             means = class_means(look(self.without, index=rows), torch.from_numpy(columns["label"][rows]), len(self.names))
-        for own, found in ((self.frozen, texts), (self.means, means)):
-            own.copy_(world.broadcast_object(found.cpu()))              # the same bits on all ranks
+        found: Any = world.broadcast_object((texts.cpu(), means.cpu()))          # the same bits on all ranks
+        self.frozen.copy_(found[0])
+        self.means.copy_(found[1])
 
     def without(self, batch: dict) -> Tensor:
         return unit(self.model.base.image(whole(batch, self.model.image_size)))                 # (B, d)

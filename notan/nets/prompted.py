@@ -31,7 +31,8 @@ class Prompted(nn.Module):
         check_between(1, float("inf"), depth=depth)
         if template.count("{}") != 1:
             raise NotanError(f"template {template!r}", "a sentence with one {} for the name", "--template 'a photo of a {}.'")
-        self.base: Any = base.base if isinstance(base, Prompted) else base
+        own: Any = base
+        self.base: Any = own.base if isinstance(own, Prompted) else own
         self.base.requires_grad_(False)
         self.config: dict[str, Any] = {"name": "prompted", "base": self.base.config, "images": images, "texts": texts,
                                        "depth": depth, "template": template}

@@ -33,11 +33,12 @@ from notan.runs.embed import encoding, features_by_name, fitted, load_tower
 from notan.runs.folder import Run
 from notan.runs.watch import probed
 
-PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "regression", "attributes", "retrieval", "zeroshot", "basetonovel", "finetune",
-             "segmentation")
+PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "regression", "attributes", "retrieval", "zeroshot", "basetonovel",
+             "finetune", "segmentation")
 WORDS = {"retrieval", "zeroshot", "basetonovel"}                        # those that read
 FROZEN = {"label": ("ridge", "knn", "logistic", "fewshot"), "target": ("regression",)}           # by what they need
-FORMS = {"harmonic": "base {base:.3f}, novel {novel:.3f}, harmonic mean {harmonic:.3f}", "miou": "mIoU {miou:.3f}", "accuracy": "accuracy {accuracy:.3f}",
+FORMS = {"harmonic": "base {base:.3f}, novel {novel:.3f}, harmonic mean {harmonic:.3f}",
+         "miou": "mIoU {miou:.3f}", "accuracy": "accuracy {accuracy:.3f}",
          "rmse": "MAE {mae:.4g}, RMSE {rmse:.4g}, R² {r2:.3f}, Spearman {spearman:.3f}, geometric mean of errors {gm:.4g}; order "
                  "of features {ordering:.3f} (1: by target), neighbours' gap {fragmentation:.3f} (1: any two rows')",
          "mae": "MAE {mae:.4g}",

@@ -151,7 +151,8 @@ def _run(config: Config, data: Data, folder: Path, accelerator: Accelerator, hea
         checkpoint.write_text(folder / "config.yaml", configs.dump(config, facts))
     if state["step"] == 0 and hasattr(method, "begin"):                 # later it is in the state
         with profile("begin"):
-            method.begin(partial(extract, rows=data.train, device=accelerator.device), _light(data), config.seed)
+            method.begin(partial(extract, rows=data.train, device=accelerator.device), _light(data),     # type: ignore[operator]
+                         config.seed)
     teller = Teller(folder, start=state["step"], steps=config.steps or 0, batch=config.batch, seconds=state["seconds"],
                     title=title, console=console, log=log)
     machine.reset_peak()
