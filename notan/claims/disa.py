@@ -33,8 +33,8 @@ CLAIM = {
              "+ DiR, displacement", "DiSa"],
     "baseline": "IVLP + SR",
     "data": "64 x 64 pictures made of emoji, with known factors: one to three of one of 16 objects, which is the class, and "
-            "another object beside them, on coloured ground. Each seed deals the 16 classes into 8 base and 8 novel ones, and draws "
-            "8 pictures of each base class from 1,200; 1,600 others are the test. All are Twitter's drawings",
+            "another object beside them, on coloured ground. Each seed deals the 16 classes into 8 base and 8 novel ones, and "
+            "draws 8 pictures of each base class from 1,200; 1,600 others are the test. All are Twitter's drawings",
     "metric": "accuracy on base pictures among base names (base) and on novel pictures among novel names (novel), and their "
               "harmonic mean (HM); of the frozen model also how often a patch on the class's object is rated above one that is "
               "not (AUC), by each saliency",

@@ -66,13 +66,14 @@ def _seen(encoder: Any) -> Iterator[dict[str, Any]]:
         seen["out"] = inputs[0].detach().requires_grad_(torch.is_grad_enabled())
         return (seen["out"], *inputs[1:])
 
+    attention: Any
     if hasattr(encoder, "blocks"):
         attention = encoder.blocks[-1].attn
         seen["heads"] = attention.heads
         hooks = [attention.qkv.register_forward_hook(keep_all), attention.proj.register_forward_pre_hook(cut)]
     else:
         last: Any = inside(encoder.model, encoder.config["source"])[1][-1]
-        attention: Any = getattr(last, "self_attn", None)
+        attention = getattr(last, "self_attn", None)
         if not all(hasattr(attention, name) for name in ("q_proj", "k_proj", "v_proj", "out_proj")):
             raise NotanError(f"the attention of {encoder.config['source']} cannot be reached", "one such as CLIP's",
                              "--saliency text_patch")
