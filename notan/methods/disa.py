@@ -1,12 +1,12 @@
 """DiSa: prompts that are held to what the frozen model says, across pictures and texts, and to the direction of its classes.
 
-Talemi, Kashiani and Afghah, "DiSa: Directional Saliency-Aware Prompt Learning for Generalizable Vision-Language Models", KDD
-2025 (arXiv 2505.19373). **A reconstruction**: there is no code, and its text could not be read. Prompts, cross-entropy, the
+Talemi and others, "DiSa: Directional Saliency-Aware Prompt Learning for Generalizable Vision-Language Models", KDD 2025 (arXiv
+2505.19373). **A reconstruction**: there is no code, and its text could not be read. Prompts, cross-entropy, the
 cross term and the sum are as summaries of the paper give them; the form of the score term is PromptSRC's; how salient patches
 are found and what direction means are our reading of their words.
 
 **What it is.** Prompts p in the first blocks of both encoders of a CLIP (IVLP) learn from a few labelled pictures, and soon
-forget classes that were not among them. Two terms hold them back. Unit features of pictures are f_p with prompts and f_o
+forget classes that were not among them. Three terms hold them back. Unit features of pictures are f_p with prompts and f_o
 without, of the names of classes g_p and g_o; P(f, g) = softmax over classes of f . g / tau.
 
     L_CE  = -mean log P(f_p, g_p)[y]
