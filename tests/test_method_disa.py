@@ -255,6 +255,8 @@ def test_the_most_salient_patches_stay_and_ties_are_settled_by_place():
     s = torch.tensor([[0.1, 0.9, 0.5, 0.5, 0.5, 0.0]])
     assert hide_least(s, 0.5).tolist() == [[True, False, False, False, True, True]]
     assert (~hide_least(torch.rand(2, 196), 0.25)).sum(1).tolist() == [147, 147]
+    assert (~hide_least(torch.rand(2, 16), 0.2)).sum(1).tolist() == [13, 13]
+    assert (~hide_least(torch.zeros(1, 1000), 0.9))[0].nonzero().flatten().tolist() == list(range(100))
     assert not hide_least(torch.rand(2, 16), 0.0).any() and (~hide_least(torch.rand(2, 16), 0.99)).sum(1).tolist() == [1, 1]
 
 
