@@ -14,7 +14,7 @@ from notan.methods._prompting import chosen
 from notan.probes.base_to_novel import harmonic
 
 NOVEL = {"zero-shot": 0.70, "CoOp": 0.55, "IVLP": 0.55, "IVLP + SR": 0.60, "+ CIR": 0.62, "+ CIR, salient": 0.63,
-         "+ CIR, random mask": 0.62, "+ DiR": 0.62, "+ DiR, displacement": 0.6, "DiSa": 0.66}
+         "+ CIR, nearest": 0.62, "+ CIR, random mask": 0.62, "+ DiR": 0.62, "+ DiR, displacement": 0.6, "DiSa": 0.66}
 
 
 def values(**changed) -> dict:
@@ -50,7 +50,7 @@ def test_arms_are_settings_that_differ_in_what_they_say():
     assert set(claim.ARMS) | {"zero-shot", "CoOp"} == set(claim.CLAIM["arms"])
     flags = {f.name: f.default for f in catalogue.method("disa").flags}
     assert {k for settings in claim.ARMS.values() for k in settings} <= set(flags)
-    assert claim.ARMS["DiSa"] == {}                                     # the defaults
+    assert claim.ARMS["DiSa"] == {"saliency": "text_patch_neg"}         # the defaults, but for the sign
     full = {arm: {**flags, **settings} for arm, settings in claim.ARMS.items()}
     apart = {name for name in flags if full["+ CIR, salient"][name] != full["+ CIR, random mask"][name]}
     assert apart == {"saliency"}
