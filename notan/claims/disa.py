@@ -43,9 +43,9 @@ CLAIM = {
     "confirms": "novel of DiSa is above IVLP's and above IVLP + SR's, each by a paired 95% interval above 0, its base is in the "
                 "mean at most 1 point below IVLP's, and novel of zero-shot is at least 0.4",
     "refutes": "the mean HM of DiSa is not above that of IVLP + SR, and novel of zero-shot is at least 0.4",
-    "protocol": "One frozen model for all: CLIP with a ViT of 64 x 3, patches of 8, and a text tower of 64 x 2, 600 steps of 96 of "
-                "6,000 pictures and captions, one in eight drawn by Twitter and the others by Google. Prompts: 4 of pictures and 4 of "
-                "texts in the first 2 blocks (CoOp: 4 of texts in the first), beginning at 'a picture of a'; 150 steps of 16 of "
+    "protocol": "One frozen model for all: CLIP with a ViT of 64 x 3, patches of 8, and a text tower of 64 x 2, 600 steps of 96 "
+                "of 6,000 pictures and captions, one in eight drawn by Twitter and the others by Google. Prompts: 4 of pictures and "
+                "4 of texts in the first 2 blocks (CoOp: 4 of texts in the first), beginning at 'a picture of a'; 150 steps of 16 of "
                 "the 64 pictures, crops of at least 0.6, mirrored, AdamW without decay, 10% warm-up then cosine, equal first "
                 "prompts and views in a seed; L_SR, L_CIR and lambda of weight 1, a quarter of the patches hidden. The rate is "
                 "the best of 3e-4, 1e-3, 3e-3 and 1e-2 for IVLP, which all of DiSa's arms share, and of 3e-3, 1e-2 and 3e-2 for "
