@@ -44,14 +44,14 @@ CLAIM = {
                 "mean at most 1 point below IVLP's, and novel of zero-shot is at least 0.4",
     "refutes": "the mean HM of DiSa is not above that of IVLP + SR, and novel of zero-shot is at least 0.4",
     "protocol": "One frozen model for all: CLIP with a ViT of 64 x 3, patches of 8, and a text tower of 64 x 2, 600 steps of 96 "
-                "of 6,000 pictures and captions, one in eight drawn by Twitter and the others by Google. Prompts: 4 of pictures and "
-                "4 of texts in the first 2 blocks (CoOp: 4 of texts in the first), beginning at 'a picture of a'; 150 steps of 16 of "
-                "the 64 pictures, crops of at least 0.6, mirrored, AdamW without decay, 10% warm-up then cosine, equal first "
-                "prompts and views in a seed; L_SR, L_CIR and lambda of weight 1, a quarter of the patches hidden. The rate is "
-                "the best of 3e-4, 1e-3, 3e-3 and 1e-2 for IVLP, which all of DiSa's arms share, and of 3e-3, 1e-2 and 3e-2 for "
-                "CoOp, by base accuracy on other pictures on seed 100. There, too, the sign of saliency was checked against the "
-                "objects' masks: patches on the object are less like the text, so salient ones are those of low cosine "
-                "(text_patch_neg), and + CIR, nearest keeps those of high cosine. A frozen model that had seen Twitter's "
+                "of 6,000 pictures and captions, one in eight drawn by Twitter and the others by Google. Prompts: 4 of pictures "
+                "and 4 of texts in the first 2 blocks (CoOp: 4 of texts in the first), beginning at 'a picture of a'; 150 steps "
+                "of 16 of the 64 pictures, crops of at least 0.6, mirrored, AdamW without decay, 10% warm-up then cosine, equal "
+                "first prompts and views in a seed; L_SR, L_CIR and lambda of weight 1, a quarter of the patches hidden. The "
+                "rate is the best of 3e-4, 1e-3, 3e-3 and 1e-2 for IVLP, which all of DiSa's arms share, and of 3e-3, 1e-2 and "
+                "3e-2 for CoOp, by base accuracy on other pictures on seed 100. There, too, the sign of saliency was checked "
+                "against the objects' masks: patches on the object are less like the text, so salient ones are those of low "
+                "cosine (text_patch_neg), and + CIR, nearest keeps those of high cosine. A frozen model that had seen Twitter's "
                 "drawings in every second picture had nothing to gain on base classes from 64 pictures.",
     "uses": ["_train.py", "_composites.py"], "methods": ["disa", "coop", "clip", "_prompting", "_pairs"],
     "minutes": 15,
