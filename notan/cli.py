@@ -191,9 +191,9 @@ def _probe_flags(p: argparse.ArgumentParser) -> None:
                    help="repeatable (default: ridge and knn; regression of targets; of pictures with texts retrieval, "
                         "zeroshot and ridge)",
                    choices=["ridge", "knn", "logistic", "fewshot", "regression", "attributes", "retrieval", "zeroshot",
-                            "captions", "finetune", "segmentation"])
+                            "basetonovel", "captions", "finetune", "segmentation"])
     p.add_argument("--prompt", action="append", metavar="'a picture of {}'",
-                   help="repeatable: for zeroshot, {} is a class's name")
+                   help="repeatable: for zeroshot and basetonovel, {} is a class's name")
     p.add_argument("--rows", type=int, default=10_000, help="most labelled rows (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")

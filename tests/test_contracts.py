@@ -22,6 +22,7 @@ from notan.nets.build import load_encoder, save_encoder
 from notan.probes.ridge import ridge
 from notan.runs import study
 from notan.runs.train import Step, _check_accumulation, train
+from notan.runs.watch import probed
 from notan.views.geometry import floats, resize
 
 SLUGS = [slug for slug in catalogue.methods() if slug != "toy"]            # other tests may have put theirs there
@@ -249,8 +250,7 @@ def test_the_saved_tower_gives_the_same_features(slug, tmp_path):
     given = next(batch[name] for name in entry.card["needs"][0].split(" or ") if name in batch)
     with torch.no_grad():
         given = resize(floats(given), tower.image_size) if hasattr(tower, "image_size") else given
-        z = method.encode(batch)
-        torch.testing.assert_close(tower.features(given), z["image"] if isinstance(z, dict) else z)
+        torch.testing.assert_close(tower.features(given), probed(method.encode(batch)))
 
 
 @pytest.mark.parametrize("slug", TRAINED)

@@ -20,6 +20,7 @@ from notan.nets.hub import HubEncoder, from_hub, rebuild
 from notan.nets.language import pretrained, save_language
 from notan.nets.mlp import MLP
 from notan.nets.numbers import Series, Table
+from notan.nets.prompted import Prompted
 from notan.nets.protocols import DualEncoder, Encoder, LanguageModel, NumberEncoder, TextEncoder
 from notan.nets.resnet import DEPTHS, ResNet
 from notan.nets.spec import parse
@@ -110,7 +111,7 @@ def is_dual(source: str) -> bool:
             return AutoConfig.from_pretrained(source[3:]).model_type in RELEASED
         except (OSError, ValueError):
             return False                                                # whoever opens it says why
-    return _model_type(Path(source)) in ("dual", *RELEASED)
+    return _model_type(Path(source)) in ("dual", "prompted", *RELEASED)
 
 
 def _model_type(folder: Path) -> str:
@@ -123,14 +124,16 @@ def _model_type(folder: Path) -> str:
 
 
 def _save_dual(dual: Any, folder: Path) -> None:
-    """Both encoders in folders of their own, and the heads beside them."""
+    """Both encoders in folders of their own, and the heads beside them; prompts beside a folder with what is under them."""
     from safetensors.torch import save_file
 
-    save_encoder(dual.image_encoder, folder / "image_encoder")
-    save_encoder(dual.text_encoder, folder / "text_encoder")
+    prompted = isinstance(dual, Prompted)
+    for name in ["base"] if prompted else ["image_encoder", "text_encoder"]:
+        save_encoder(getattr(dual, name), folder / name)
     with moved_into(folder) as place:
-        heads = {k: v.detach().cpu().contiguous() for k, v in dual.state_dict().items() if k.split(".")[0].endswith("_head")}
-        save_file(heads, place / "model.safetensors", {"format": "pt"})
+        own = ("image_prompts", "text_prompts") if prompted else ("image_head", "text_head")
+        beside = {k: v.detach().cpu().contiguous() for k, v in dual.state_dict().items() if k.split(".")[0] in own}
+        save_file(beside, place / "model.safetensors", {"format": "pt"})
         (place / "config.json").write_text(json.dumps(dual.config, indent=1) + "\n")
 
 
@@ -143,11 +146,19 @@ def _load_dual(folder: Path, config: dict[str, Any]) -> Dual:
     return dual.eval()
 
 
+def _load_prompted(folder: Path, config: dict[str, Any]) -> Prompted:
+    options = {name: config[name] for name in ("images", "texts", "depth", "template")}
+    prompted = Prompted(load_encoder(folder / "base"), **options)
+    own = nn.ModuleDict({"image_prompts": prompted.image_prompts, "text_prompts": prompted.text_prompts})
+    load_weights(own, folder / "model.safetensors")
+    return prompted.eval()
+
+
 def save_encoder(encoder: Encoder | LanguageModel | TextEncoder | DualEncoder, folder: str | Path) -> None:
     """Write `config.json` and `model.safetensors` into `folder`; each file appears whole or not at all.
 
     A language model is written with its tokenizer, as `transformers` reads both; a text encoder with its tokenizer; of a dual
-    encoder each of the two in a folder within.
+    encoder each of the two in a folder within, of a prompted one what is under its prompts.
     """
     from safetensors.torch import save
 
@@ -185,6 +196,8 @@ def load_encoder(folder: str | Path) -> Any:
         return load_text(folder)
     if config.get("name") == "dual":
         return _load_dual(folder, config)
+    if config.get("name") == "prompted":
+        return _load_prompted(folder, config)
     if "model_type" in config and (folder / "tokenizer_config.json").exists():
         return pretrained(str(folder)).eval()
     if "model_type" in config and "name" not in config:

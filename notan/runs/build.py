@@ -47,7 +47,8 @@ def make_tokenizers(config: Config, data: Data, home: Path) -> None:
     """Put a tokenizer, made from the texts that the method needs, into `home` for each language model
     and text encoder that has none.
 
-    It is made once, by rank 0, from at most TEXTS rows of the training split, and only while the run has not begun.
+    It is made once, by rank 0, from at most TEXTS rows of the training split, where a method needs no texts from the names of
+    classes, and only while the run has not begun.
     """
     entry = catalogue.method(config.method)
     check_columns(entry, data.info)
@@ -55,11 +56,11 @@ def make_tokenizers(config: Config, data: Data, home: Path) -> None:
     wanting = [t.name for t in entry.towers if _wants_tokenizer(config.towers[t.name], t)]
     if wanting and world.is_main() and not (home / "config.yaml").exists():
         index = keys.shuffle(0, 0, len(data.train))[:TEXTS]
-        batch = data.train.only(*words).take(index)
+        batch = data.train.only(*words).take(index) if words else {}
         for name in wanting:
             options = _of_texts(config.towers[name])[1]
             texts = [text for c in words for cell in batch[c] for text in ([cell] if isinstance(cell, str) else cell)]
-            made = new_tokenizer(texts, options.get("vocabulary", 2000), options.get("context", 256))
+            made = new_tokenizer(texts or list(data.info.classes), options.get("vocabulary", 2000), options.get("context", 256))
             made.save_pretrained(home / name)
     world.barrier()
 

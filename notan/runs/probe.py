@@ -14,7 +14,9 @@ from notan import catalogue
 from notan.data import Data, keys, open_data
 from notan.errors import NotanError, did_you_mean
 from notan.nets.build import is_dual
+from notan.nets.prompted import Prompted
 from notan.probes.attributes import attribute_pairs
+from notan.probes.base_to_novel import base_to_novel
 from notan.probes.captions import caption_scores
 from notan.probes.features import extract
 from notan.probes.fewshot import few_shot, label_curve
@@ -33,11 +35,13 @@ from notan.runs.embed import encoding, features_by_name, fitted, load_tower
 from notan.runs.folder import Run
 from notan.runs.watch import probed
 
-PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "regression", "attributes", "retrieval", "zeroshot", "captions", "finetune",
-             "segmentation")
+PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "regression", "attributes", "retrieval", "zeroshot", "basetonovel",
+             "captions", "finetune", "segmentation")
+WORDS = {"retrieval", "zeroshot", "basetonovel"}                        # those that read
 WRITTEN = 128                                                           # captions at a time
 FROZEN = {"label": ("ridge", "knn", "logistic", "fewshot"), "target": ("regression",)}           # by what they need
-FORMS = {"miou": "mIoU {miou:.3f}", "accuracy": "accuracy {accuracy:.3f}",
+FORMS = {"harmonic": "base {base:.3f}, novel {novel:.3f}, harmonic mean {harmonic:.3f}",
+         "miou": "mIoU {miou:.3f}", "accuracy": "accuracy {accuracy:.3f}",
          "rmse": "MAE {mae:.4g}, RMSE {rmse:.4g}, R² {r2:.3f}, Spearman {spearman:.3f}, geometric mean of errors {gm:.4g}; order "
                  "of features {ordering:.3f} (1: by target), neighbours' gap {fragmentation:.3f} (1: any two rows')",
          "mae": "MAE {mae:.4g}",
@@ -48,11 +52,12 @@ FORMS = {"miou": "mIoU {miou:.3f}", "accuracy": "accuracy {accuracy:.3f}",
 
 
 def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[str] | None = None, rows: int = 10_000,
-          seed: int = 0, prompts: Sequence[str] = PROMPTS,
+          seed: int = 0, prompts: Sequence[str] | None = None,
           data_options: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """Measure a run, an encoder folder or "hf:NAME" on `data` (default: what the run was trained on).
 
-    prompts: for zero-shot classes, with {} where a class's name goes. Without `protocols` a method of pictures and texts is
+    prompts: for zero-shot classes, with {} where a class's name goes; names alone where a run has learned what stands before them
+    (`disa`, `coop`), else a few plain sentences. Without `protocols` a method of pictures and texts is
     measured by retrieval where there are captions and by zeroshot where there are classes, others by ridge and k-NN.
     Returns protocol -> its result (`accuracy`, `mae` or `miou`, `n`, `protocol` as a sentence, ...). At most `rows` rows of each
     split are used, chosen by key. Raises `NotanError` for an unknown protocol, or data without what a protocol needs.
@@ -69,7 +74,7 @@ def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[st
         results["finetune"] = _finetune(run, opened, rows, seed)
     if "attributes" in asked:
         results |= _attributes(run, opened, rows)
-    if "retrieval" in asked or "zeroshot" in asked:
+    if not WORDS.isdisjoint(asked):
         results |= _by_words(run, opened, rows, asked, prompts)
     if "captions" in asked:
         results["captions"] = _captions(run, opened, rows)
@@ -143,33 +148,31 @@ def reads_both(run: str | Path) -> bool:
     return any(reads_texts(tower) or is_both(tower) for tower in catalogue.method(Run(run).settings.method).towers)
 
 
-def _by_words(run: str | Path, data: Data, rows: int, asked: list[str], prompts: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _by_words(run: str | Path, data: Data, rows: int, asked: list[str],
+              prompts: Sequence[str] | None) -> dict[str, dict[str, Any]]:
     """Pictures and captions of the test split that find each other, and classes by their names."""
     if not reads_both(run):
         raise NotanError(f"{run} has no space that pictures and texts share", "a run of a method of both, such as clip",
                          "--protocol ridge, knn, ...")
-    encode, index = encoding(run), keys.shuffle(0, 0, len(data.test))[:rows]
-    images = extract(lambda batch: probed(encode(without_words(batch))), data.test, index)
-
-    def read(texts: list[str]) -> Tensor:
-        with torch.inference_mode():
-            parts: list[Any] = [encode({"text": texts[i : i + 512]}) for i in range(0, len(texts), 512)]
-            return torch.cat([part["text"].float().cpu() for part in parts])
-
+    index, own = keys.shuffle(0, 0, len(data.test))[:rows], learned(run)
+    space = Space(encoding(run), data, index, tuple(prompts or (PROMPTS if own is None else ("{}",))))
     found: dict[str, dict[str, Any]] = {}
     if "retrieval" in asked:
         said = captions(data, index)
         texts = list(dict.fromkeys(text for every in said for text in every))
         number = {text: i for i, text in enumerate(texts)}
         pairs = torch.tensor([(i, number[text]) for i, every in enumerate(said) for text in dict.fromkeys(every)])
-        z, notes = read(texts), "equal captions are one, and belong to each of their pictures"
+        z, notes = space.read(texts), "equal captions are one, and belong to each of their pictures"
         notes += f"; {lost.rstrip('.')}" if (lost := cut_by(run, texts)) else ""
-        found = {"picture to text": retrieval(images, z, pairs, notes=notes),
-                 "text to picture": retrieval(z, images, pairs.flip(1), notes=notes)}
+        found = {"picture to text": retrieval(space.images, z, pairs, notes=notes),
+                 "text to picture": retrieval(z, space.images, pairs.flip(1), notes=notes)}
     if "zeroshot" in asked:
-        labels = torch.from_numpy(data.test.values("label")[index])
-        classes = class_features(read, data.info.classes, prompts)
-        found["zero-shot"] = zero_shot(images, labels, classes, notes="prompts " + "; ".join(map(repr, prompts)))
+        found["zero-shot"] = zero_shot(space.images, *space.classes(), notes=space.notes)
+    if "basetonovel" in asked:
+        found["base to novel"] = base_to_novel(space.images, *space.classes(), notes=space.notes)
+        if own is not None:
+            plain = Space(encoding(own.base), data, index, (own.config["template"],))
+            found["base to novel, frozen"] = base_to_novel(plain.images, *plain.classes(), notes=plain.notes)
     return found
 
 
@@ -194,6 +197,35 @@ def _captions(run: str | Path, data: Data, rows: int) -> dict[str, Any]:
         nats, tokens = nats + float(nll.double().sum()), tokens + int(count.sum())
     return caption_scores(said, nats, tokens, truth, how="the likeliest token at each step",
                           notes=f"{len(method.text_encoder.tokenizer):,} tokens in the vocabulary")
+
+
+class Space:
+    """Test rows of data in a space of pictures and texts, and what reads texts into it."""
+
+    def __init__(self, encode: Any, data: Data, index: np.ndarray, prompts: tuple[str, ...]) -> None:
+        self.encode, self.data, self.index, self.prompts = encode, data, index, prompts
+        self.images = extract(lambda batch: probed(encode(without_words(batch))), data.test, index)
+        self.notes = "prompts " + "; ".join(map(repr, prompts))
+
+    def read(self, texts: list[str]) -> Tensor:
+        with torch.inference_mode():
+            parts: list[Any] = [self.encode({"text": texts[i : i + 512]}) for i in range(0, len(texts), 512)]
+            return torch.cat([part["text"].float().cpu() for part in parts])
+
+    def classes(self) -> tuple[Tensor, Tensor]:
+        """Labels of the rows (N,), and a direction for each class (C, D)."""
+        labels = torch.from_numpy(self.data.test.values("label")[self.index])
+        return labels, class_features(self.read, self.data.info.classes, self.prompts)
+
+
+def learned(run: str | Path) -> Prompted | None:
+    """The encoder of a run, or in a folder, that has learned what stands before a name; None of any other."""
+    if str(run).startswith("hf:"):
+        return None
+    if (Path(run) / "config.yaml").exists() and not any(map(is_both, catalogue.method(Run(run).settings.method).towers)):
+        return None
+    found = load_tower(run)
+    return found if isinstance(found, Prompted) else None
 
 
 def captions(data: Data, index: np.ndarray) -> list[list[str]]:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from notan import catalogue, world
-from notan.data import Data, Loader, Stream, loader_of, open_data
+from notan.data import COLUMNS, Data, Loader, Stream, loader_of, open_data
 from notan.errors import NotanError
 from notan.nets.build import save_encoder
 from notan.nets.norm import has_batch_statistics
@@ -152,6 +152,10 @@ def _run(config: Config, data: Data, folder: Path, accelerator: Accelerator, hea
         for said in told(facts) if console is not None else ():
             console.print(said, style="yellow", highlight=False)
         checkpoint.write_text(folder / "config.yaml", configs.dump(config, facts))
+    if state["step"] == 0 and hasattr(method, "begin"):                 # later it is in the state
+        with profile("begin"):
+            method.begin(partial(extract, rows=data.train, device=accelerator.device), _light(data),     # type: ignore[operator]
+                         config.seed)
     teller = Teller(folder, start=state["step"], steps=config.steps or 0, batch=config.batch, seconds=state["seconds"],
                     title=title, console=console, log=log)
     machine.reset_peak()
@@ -247,6 +251,11 @@ def _begin(config: Config, now: Round, method: nn.Module, data: Data,
     if not any(p.requires_grad for p in method.parameters()):
         return loader, None
     return loader, Stepper(_own(config, now), method, optim.build(config.optimiser, method), accelerator, loader.steps_per_epoch)
+
+
+def _light(data: Data) -> dict[str, Any]:
+    """The light columns of the training split, of all its rows."""
+    return {name: data.train.values(name) for name in data.train.columns if COLUMNS[name].light}
 
 
 def _own(config: Config, now: Round) -> Config:
