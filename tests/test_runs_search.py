@@ -239,6 +239,22 @@ def test_what_a_model_does_not_read_is_refused(tmp_path, emoji):
         search(emoji / "index", picture=tmp_path / "nowhere.png")
 
 
+def test_a_text_model_of_transformers_by_name(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    tokenizer = new_tokenizer(["a cat", "the red heart"], 300, 32)
+    tokenizer.save_pretrained(tmp_path / "bert")
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path / "bert")
+    texts = ["a cat", "the red heart", "cats and dogs"]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"code": text, "label": i % 2}) for i, text in enumerate(texts)))
+    embed(f"hf:{tmp_path / 'bert'}", str(tmp_path / "t.jsonl"), out=tmp_path / "i")
+    found = search(tmp_path / "i", "cats and dogs")
+    assert found.hits[0].text == "cats and dogs" and found.hits[0].score == pytest.approx(1, abs=1e-3)
+    assert Index(tmp_path / "i").header["model"]["name"] == f"hf:{tmp_path / 'bert'}"
+
+
 def test_a_model_that_moved_is_named_and_another_is_refused(tmp_path, emoji):
     torch.manual_seed(0)
     save_encoder(build_encoder("convnet:image_size=8,channels=3,widths=[8],strides=[2]"), tmp_path / "a")
