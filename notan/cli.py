@@ -83,7 +83,8 @@ def _data_flags(p: argparse.ArgumentParser, default: str | None = "fashion-mnist
     g.add_argument("--data", default=default, help=DATA_HELP + " (default: %(default)s)")
     g.add_argument("--column", action="append", default=[], metavar="THEIRS=OURS", help="rename a column, e.g. photo=image")
     g.add_argument("--cache-side", type=int, metavar="PX",
-                   help="side of the cached pictures (default: 96, never above their median side)")
+                   help="side of the cached pictures (default: the side that a trained encoder reads, else 96; never above their "
+                        "median side)")
     g.add_argument("--fit", choices=["crop", "pad", "squash"], default="crop", help="how pictures become square")
     g.add_argument("--cache-limit-gb", type=float, default=8.0, help="beyond it pictures are decoded on the fly")
     g.add_argument("--limit-bad", type=float, default=0.01, metavar="SHARE",

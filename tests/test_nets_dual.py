@@ -15,7 +15,7 @@ from notan.nets.dual import Dual, head, released
 from notan.nets.insert import count, inserted, replaced, through
 from notan.nets.protocols import DualEncoder
 from notan.nets.vit import ViT
-from notan.runs.embed import embed, encoding
+from notan.runs.embed import embed, encoding, opened_for
 from notan.runs.micro import parts_of
 from notan.runs.search import search
 
@@ -196,6 +196,8 @@ def test_a_released_model_is_searched_by_words_and_a_sentence_encoder_by_texts(t
     for i, colour in enumerate(((200, 0, 0), (0, 200, 0), (0, 0, 200), (90, 90, 0))):
         Image.new("RGB", (20, 20), colour).save(tmp_path / "photos" / f"{i}.png")
     embed(f"hf:{tmp_path / 'clip'}", tmp_path / "photos", out=tmp_path / "index")
+    assert opened_for(f"hf:{tmp_path / 'clip'}", tmp_path / "photos", None).info.image_size == 16, "read as the model reads"
+    assert opened_for(f"hf:{tmp_path / 'clip'}", tmp_path / "photos", {"cache_side": 12}).info.image_size == 12
     found = search(tmp_path / "index", "a cat")
     dual = released(str(tmp_path / "clip")).eval()
     opened = [Image.open(tmp_path / "photos" / f"{i}.png").resize((16, 16)) for i in range(4)]

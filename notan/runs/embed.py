@@ -53,7 +53,7 @@ def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Pat
     split = split or "train"
     if split not in ("train", "test"):
         raise NotanError(f"there is no split {split!r}", "train or test")
-    opened = open_data(data, **(data_options or {}))
+    opened = opened_for(run, data, data_options)
     if opened.streamed is not None:
         raise NotanError(f"{opened.info.name} is streamed: only a sample of its rows is at hand", "all rows, to embed them",
                          "open it without streaming (pictures beyond the cache's limit are decoded on the fly)")
@@ -85,6 +85,23 @@ def _index(run: Any, data: str | Data, out: Path, split: str | None, options: di
     if console is not None:
         console.print(f"{out}: {done}", highlight=False, markup=False)
     return out
+
+
+def opened_for(source: str | Path | Run | nn.Module, data: str | Data, options: dict[str, Any] | None) -> Data:
+    """`data`, with its pictures of the side that an encoder reads unless another was asked for."""
+    options = dict(options or {})
+    if not isinstance(data, Data) and options.get("cache_side") is None:
+        options["cache_side"] = side_of(source)
+    return open_data(data, **options)
+
+
+def side_of(source: str | Path | Run | nn.Module) -> int | None:
+    """The side of the pictures that a run was trained on, or that an encoder reads; None of what reads none."""
+    if isinstance(source, (str, Path)) and (Path(source) / "config.yaml").exists():
+        source = Run(source)
+    if isinstance(source, Run):
+        return source.info.image_size
+    return getattr(source if isinstance(source, nn.Module) else load_tower(source), "image_size", None)
 
 
 def encoding(source: str | Path | Run | nn.Module) -> Encode:

@@ -19,7 +19,7 @@ from notan.errors import NotanError, check_between
 from notan.nets.build import build_dual
 from notan.nets.protocols import DualEncoder
 from notan.runs.checkpoint import read_text, write_text
-from notan.runs.embed import Encode, encoding
+from notan.runs.embed import Encode, encoding, side_of
 from notan.runs.folder import Run
 from notan.runs.reader import load
 
@@ -42,7 +42,10 @@ def inspect(name: str, model: str | Path | Any, data: str | Path, *, tokenizer: 
     if unknown := set(settings or {}) - {f.name for f in entry.flags}:
         raise NotanError(f"{name} has no setting {min(unknown)!r}", f"one of {[f.name for f in entry.flags]}", "leave it out")
     measure = importlib.import_module(f"notan.inspectors.{name}").measure
-    batches = batches_of(data, entry, rows, data_options or {})
+    options = dict(data_options or {})
+    if entry.card["asks"] != "states" and options.get("cache_side") is None:
+        options["cache_side"] = side_of(model)                          # pictures as the encoder reads them
+    batches = batches_of(data, entry, rows, options)
     asks = {"states": lambda: Reading(*load(model, tokenizer), tokens), "encode": lambda: Encoding(encoding(model)),
             "dual": lambda: two_encoders(model), "method": lambda: Run(model).method()}
     found = measure(asks[entry.card["asks"]](), batches, **(settings or {}))

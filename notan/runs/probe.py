@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from notan import catalogue
-from notan.data import Data, keys, open_data
+from notan.data import Data, keys
 from notan.errors import NotanError, did_you_mean
 from notan.nets.build import is_dual
 from notan.nets.prompted import Prompted
@@ -31,7 +31,7 @@ from notan.probes.zero_shot import PROMPTS, class_features, zero_shot
 from notan.runs import study
 from notan.runs.build import is_both, reads_texts
 from notan.runs.captions import cut_by
-from notan.runs.embed import encoding, features_by_name, fitted, load_tower
+from notan.runs.embed import encoding, features_by_name, fitted, load_tower, opened_for
 from notan.runs.folder import Run
 from notan.runs.watch import probed
 
@@ -65,7 +65,7 @@ def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[st
     for name in protocols or []:
         if name not in PROTOCOLS:
             raise NotanError(f"there is no protocol {name!r}", ", ".join(PROTOCOLS), did_you_mean(name, PROTOCOLS))
-    opened = open_data(_data(run, data), **(data_options or {}))
+    opened = opened_for(run, _data(run, data), data_options)
     asked = protocols or _fitting(run, opened)
     results: dict[str, dict[str, Any]] = {}
     if "segmentation" in asked:
