@@ -28,6 +28,7 @@ bench: $(VENV)/.installed-dev
 bench-env: $(VENV)-bench/.installed
 	$(VENV)-bench/bin/python benchmarks/steps.py
 	$(VENV)-bench/bin/python benchmarks/clip.py
+	$(VENV)-bench/bin/python benchmarks/embed.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -45,7 +46,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(VENV)-bench/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-bench
 	$(VENV)-bench/bin/python -m pip install -q -c constraints.txt torch
-	$(VENV)-bench/bin/python -m pip install -q -c constraints.txt -e ".[bench]" vit-pytorch lightly open_clip_torch
+	$(VENV)-bench/bin/python -m pip install -q -c constraints.txt -e ".[bench]" vit-pytorch lightly open_clip_torch sentence-transformers
 	touch $@
 
 clean:

@@ -208,6 +208,8 @@ def _embed_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--split", choices=["train", "test"], help="(default: train; of an index both)")
     g = p.add_argument_group("index", "when --out is a folder")
     g.add_argument("--dtype", choices=["float16", "float32"], help="of the vectors (default: float16)")
+    g.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
+                   help="of the model (default: bf16 where the machine multiplies it natively)")
     g.add_argument("--vector", metavar="NAME", help="which one, of a method that gives several, e.g. common")
     g.add_argument("--approximate", action="store_true", help="build the graph for approximate search, too (pip install "
                                                               "'notan[search]')")
@@ -360,7 +362,7 @@ def _embed(args: argparse.Namespace) -> None:
     from notan.runs.embed import embed
 
     out = embed(args.run, args.data, out=args.out, split=args.split, data_options=_data_options(args), vector=args.vector,
-                dtype=args.dtype, approximate=args.approximate, console=_console())
+                dtype=args.dtype, approximate=args.approximate, precision=args.precision, console=_console())
     print(f"Embeddings: {out}" if out.suffix == ".parquet" else f"Look into it: notan search {out} ... | notan view {out}")
 
 

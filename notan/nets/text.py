@@ -21,7 +21,7 @@ from notan.nets.language import fresh, open_tokenizer, padded, without_bars
 from notan.nets.spec import parse
 from notan.nets.vit import Block
 
-GROUP = 64                                                              # texts that are read at once
+GROUP = 32                                                              # texts that are read at once
 NAMES = ("text", "hf-text")                                             # of what is saved here, in config.json
 SIZES = {"dim": 128, "depth": 4, "heads": 4, "context": 32}
 

@@ -31,22 +31,22 @@ OTHERS = (".csv", ".tsv", ".json", ".jsonl", ".npy", ".npz", ".pt", ".pkl", ".h5
 
 def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Path, split: str | None = None,
           data_options: dict[str, Any] | None = None, batch: int = 512, vector: str | None = None, dtype: str | None = None,
-          approximate: bool = False, console: Any = None) -> Path:
+          approximate: bool = False, precision: str = "auto", console: Any = None) -> Path:
     """Write `out`, a parquet file: `row` int64, `feature` list<float32>[D], and `label`, `class` if there are. Or, where `out` is
     a folder, bring the index there up to date (`runs/indexing.py`), for `search` and `view`.
 
-    run: a run folder (its method's `encode`), an encoder folder, "hf:NAME", or a module with `features`. An encode
-    with several outputs gives a column `feature_<name>` for each. Pictures of another size are resized to the
-    encoder's. split: default train; of an index both. Of an index alone: vector (which of several outputs), dtype (float16 or
-    float32), approximate (build the graph for approximate search, too). Raises `NotanError` for another suffix, an unknown split,
-    or a source that is none of these.
+    run: a run folder (its method's `encode`), an encoder folder, "hf:NAME", or a module with `features`. An encode with
+    several outputs gives a column `feature_<name>` for each. Pictures of another size are resized to the encoder's.
+    split: default train; of an index both. Of an index alone: vector (which of several outputs), dtype (float16 or
+    float32), approximate (build the graph for approximate search, too), precision (auto, fp32 or bf16). Raises
+    `NotanError` for another suffix, an unknown split, or a source that is none of these.
     """
     out = Path(out)
     if out.suffix in OTHERS and not out.is_dir():
         raise NotanError(f"--out {out}", "a name that ends in .parquet, or a folder for an index",
                          f"--out {out.with_suffix('.parquet')}")
     if out.suffix != ".parquet":
-        return _index(run, data, out, split, dict(data_options or {}), vector, dtype, approximate, console)
+        return _index(run, data, out, split, dict(data_options or {}), vector, dtype, approximate, precision, console)
     if vector or dtype or approximate:
         raise NotanError(f"--out {out} is a table, and was asked for what only an index has",
                          "no --vector, --dtype or --approximate", "leave them out, or --out FOLDER")
@@ -71,14 +71,14 @@ def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Pat
 
 
 def _index(run: Any, data: str | Data, out: Path, split: str | None, options: dict[str, Any], vector: str | None,
-           dtype: str | None, approximate: bool, console: Any) -> Path:
+           dtype: str | None, approximate: bool, precision: str, console: Any) -> Path:
     from notan.runs import nearest
     from notan.runs.indexing import bar, index
 
     if options.get("cache_side"):
         raise NotanError("--cache-side was given for an index", "pictures at the model's own size", "leave it out")
     asked = {key: options[key] for key in ("fit", "columns", "limit_bad") if options.get(key) is not None}
-    done = index(run, data, out, split=split, vector=vector, dtype=dtype, console=console, **asked)
+    done = index(run, data, out, split=split, vector=vector, dtype=dtype, precision=precision, console=console, **asked)
     if approximate:
         with bar(console, "building the graph") as advance:
             nearest.build_graph(out, advance)

@@ -26,6 +26,7 @@ from notan.data.pictures import FITS, Form, decode_and_show, why
 from notan.errors import NotanError, did_you_mean
 from notan.probes.features import check_finite
 from notan.runs.index import DTYPES, Writer, read_header
+from notan.runs.machine import choose_precision
 from notan.runs.space import Space, open_space
 
 PART = 4096                                                             # rows that are written at once
@@ -53,14 +54,15 @@ class Done:
 
 def index(run: Any, data: str | Data, out: str | Path, *, split: str | None = None, vector: str | None = None,
           dtype: str | None = None, fit: str = "crop", columns: dict[str, str] | None = None, limit_bad: float = 0.01,
-          batch: int = 256, console: Any = None) -> Done:
+          precision: str = "auto", batch: int | None = None, console: Any = None) -> Done:
     """Bring the index in the folder `out` up to date with `data`: rows that are new, changed or gone since the last time.
 
-    run: as `open_space` takes it, with `vector`. split: "train", "test", or both where None. Vectors have length 1, as `dtype`
-    (default: the index's own, of a new one float16). Pictures are decoded at the model's own size, `fit` says how; they get
-    thumbnails. What cannot be read is skipped, named in the index, and tried again when it changes. Raises `NotanError` for more
-    than the share `limit_bad` of that, for data the model does not read, for an index of another model, and where another
-    process writes to it.
+    run: as `open_space` takes it, with `vector`. split: "train", "test", or both where None. Vectors have length 1, as
+    `dtype` (default: the index's own, of a new one float16). precision: of the model, "auto" is bf16 where the machine
+    multiplies it natively, else fp32. batch: rows at a time (default: 32 on a CPU, whose cache they fit, else 256).
+    Pictures are decoded at the model's own size, `fit` says how; they get thumbnails. What cannot be read is skipped,
+    named in the index, and tried again when it changes. Raises `NotanError` for more than the share `limit_bad` of that,
+    for data the model does not read, for an index of another model, and where another process writes to it.
     """
     if split not in (None, "train", "test"):
         raise NotanError(f"there is no split {split!r}", "train or test")
@@ -73,7 +75,9 @@ def index(run: Any, data: str | Data, out: str | Path, *, split: str | None = No
     kind = kind_of(space, items)
     about = {"kind": kind, "model": {"name": space.name, "fingerprint": space.fingerprint, "vector": vector},
              "dtype": dtype or _dtype_of(Path(out)), "fit": fit}
-    with Writer(out, about) as writer:
+    device, low = "cuda" if torch.cuda.is_available() else "cpu", choose_precision(precision) == "bf16"
+    batch = batch or (32 if device == "cpu" else 256)
+    with Writer(out, about) as writer, torch.autocast(device, torch.bfloat16, enabled=low):
         done = _update(writer, space, items, kind, Form(space.side, space.channels, fit), batch, limit_bad, console)
         if items.spec not in writer.header["sources"]:
             writer.note(sources=[*writer.header["sources"], items.spec])
