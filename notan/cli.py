@@ -123,7 +123,7 @@ def _train_flags(p: argparse.ArgumentParser, argv: list[str]) -> None:
     g.add_argument("--probe-every", type=int, metavar="STEPS", help="online probe")
     _named_flags(p, argv, "train", catalogue.methods())
     entry = _named(argv, "train", catalogue.methods())
-    for tower in entry.towers if entry is not None and len(entry.towers) > 1 else ():
+    for tower in entry.towers if entry is not None else ():
         if tower.name != "encoder":
             p.add_argument(f"--{tower.name.replace('_', '-')}", dest=f"tower_{tower.name}", metavar=tower.annotation,
                            help="as --encoder, of this part of the method" + (

@@ -43,6 +43,17 @@ def both_ways(q: Tensor, k: Tensor, *, tau: float | Tensor) -> Tensor:
     return (one_way(q, k, tau=tau) + one_way(k, q, tau=tau)) / 2
 
 
+def both_ways_by_label(q: Tensor, k: Tensor, labels: Tensor, *, tau: float | Tensor) -> Tensor:
+    """The same where all rows of one label, int64 (n,) of 0 and more, belong together: the mean over them of -log their share.
+
+    Where every label is there once it is `both_ways`.
+    """
+    queries, keys, every = world.gather(q), world.gather(k), world.gather_plain(labels)
+    _own(q, len(keys))
+    sides = [sup_con(x, y, labels, every, tau=tau)[0] for x, y in ((q, keys), (k, queries))]
+    return world.mean(torch.stack(sides).sum(), 2 * len(q))
+
+
 def against_queue(q: Tensor, k: Tensor, queue: Tensor, *, tau: float | Tensor) -> Tensor:
     """MoCo's loss: this rank's queries and keys (n, D), and negatives (M, D) that every rank has."""
     rows = info_nce_bank(q, k, queue, tau=tau)
