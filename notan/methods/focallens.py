@@ -103,7 +103,7 @@ class FocalLens(nn.Module):
         self.condition = nn.Linear(model.dim, conditions * self.width)
         nn.init.normal_(self.condition.weight, std=0.02)
         nn.init.normal_(self.condition.bias, std=0.02)                  # says that a token is no patch
-        self.log_scale = nn.Parameter(torch.tensor(min(-math.log(float(model.tau)), math.log(100))))
+        self.log_scale = nn.Parameter(torch.tensor(min(-math.log(float(model.tau.detach())), math.log(100))))
 
     def loss(self, batch: dict, progress: Progress) -> dict[str, Tensor]:
         z = self.focused(whole(batch, self.model.image_size), batch["instruction"])             # (B, d)

@@ -19,9 +19,11 @@ from notan.probes.protocol import Protocol
 ROWS = 512                                                              # queries at a time
 
 
-def same_value(z: Tensor, values: Tensor, *, split: str = "the test split", notes: str = "") -> dict[str, Any]:
+def same_value(z: Tensor, values: Tensor, *, queries: Tensor | None = None, split: str = "the test split",
+               notes: str = "") -> dict[str, Any]:
     """Each row looks for the others of its value by cosine: z (N, D), values int64 (N,), a negative one unknown and left out.
 
+    queries: bool (N,), the rows that look; all by default.
     Returns `map`, the mean average precision over rows whose value another one has; `chance`, the mean share of such others;
     `scaled`, (map - chance) / (1 - chance), 0 by chance and 1 when all are found first; `n` and `protocol`. Raises
     `NotanError` where no two rows share a value, or all do.
@@ -29,16 +31,19 @@ def same_value(z: Tensor, values: Tensor, *, split: str = "the test split", note
     check_finite(z, "features")
     if len(z) != len(values):
         raise NotanError(f"{len(z):,} features and {len(values):,} values", "one for each")
-    z, values = F.normalize(z[values >= 0].double(), dim=1), values[values >= 0]
-    found, shares = [], []
+    known = values >= 0
+    look = (torch.ones_like(known) if queries is None else queries)[known]
+    z, values = F.normalize(z[known].double(), dim=1), values[known]
+    found, shares = [torch.zeros(0).double()], [torch.zeros(0).double()]
     for start in range(0, len(z), ROWS):
         s = (z[start : start + ROWS] @ z.T).round(decimals=12)          # (n, N); equal rows give equal numbers
         theirs = values[start : start + ROWS, None] == values
         own = torch.arange(start, start + len(s))[:, None] == torch.arange(len(z))
         counts = (theirs & ~own).sum(1)
-        found.append(_precision(s, theirs & ~own, own)[counts > 0])
-        shares.append((counts / max(len(z) - 1, 1))[counts > 0])
-    precision, share = torch.cat(found), torch.cat(shares).double()
+        chosen = (counts > 0) & look[start : start + ROWS]
+        found.append(_precision(s, theirs & ~own, own)[chosen])
+        shares.append((counts.double() / max(len(z) - 1, 1))[chosen])
+    precision, share = torch.cat(found), torch.cat(shares)
     if not len(precision) or bool((share == 1).all()):
         raise NotanError(f"{len(z):,} rows with {len(values.unique()):,} values", "two values or more, one of them in two rows",
                          "more rows, or another attribute")
