@@ -38,7 +38,8 @@ def coloured(tmp_path, rows: int = 60) -> Data:
 def test_every_known_value_is_asked_about_once():
     found = triples(VALUES, [COLOUR, COUNT])
     asked = sorted(zip(found.picture.tolist(), found.question.tolist(), found.answer))
-    assert asked == [(0, 0, "red"), (0, 1, "one"), (1, 0, "green"), (2, 0, "blue"), (2, 1, "three"), (3, 1, "one"), (4, 0, "green")]
+    assert asked == [(0, 0, "red"), (0, 1, "one"), (1, 0, "green"), (2, 0, "blue"), (2, 1, "three"), (3, 1, "one"),
+                     (4, 0, "green")]
     for q, instruction in zip(found.question, found.instruction):
         assert instruction in (COLOUR, COUNT)[q].asked
 
@@ -141,7 +142,7 @@ def test_a_split_without_repeated_names_is_as_it_was_and_one_picture_is_still_sp
     assert [len(x) for x in split(np.zeros(10, dtype=np.int64))] == [8, 2]
 
 
-# ---- conversations -----------------------------------------------------------------------------------------------------------
+# ---- conversations -------------------------------------------------------------------------------------------------------
 
 def spoken(tmp_path, entries) -> str:
     path = tmp_path / "talk.json"
@@ -156,7 +157,8 @@ TALK = [
     {"id": "2", "conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hello."}]},
     {"id": "3", "image": "b.png", "conversations": [
         {"from": "human", "value": "How many?\n<image>"}, {"from": "gpt", "value": "Two"},
-        {"from": "human", "value": "<image>"}, {"from": "gpt", "value": "Nothing was asked"}, {"from": "human", "value": "And?"}]},
+        {"from": "human", "value": "<image>"}, {"from": "gpt", "value": "Nothing was asked"},
+        {"from": "human", "value": "And?"}]},
 ]
 
 
@@ -178,7 +180,8 @@ def test_other_layouts_are_refused(tmp_path, entries, said):
 
 def test_the_command_writes_both(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NOTAN_CACHE", str(tmp_path / "home"))
-    main(["--conversations", spoken(tmp_path, TALK), "--images", str(tmp_path / "pictures"), "--out", str(tmp_path / "out" / "t.jsonl")])
+    main(["--conversations", spoken(tmp_path, TALK), "--images", str(tmp_path / "pictures"),
+          "--out", str(tmp_path / "out" / "t.jsonl")])
     first = json.loads((tmp_path / "out" / "t.jsonl").read_text().splitlines()[0])
     assert first == {"image": "../pictures/a.png", "instruction": "What is it?", "answer": "A dog."}
     for name in ("red", "green"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def test_nothing_to_find_is_refused(values):
         same_value(randn(5, 3), torch.arange(4))
 
 
-# ---- a gallery of one's own, and two captions --------------------------------------------------------------------------------------
+# ---- a gallery of one's own, and two captions --------------------------------------------------------------------------------
 
 def test_a_gallery_of_ones_own_by_hand():
     queries = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -109,7 +110,7 @@ def test_the_nearer_caption_by_hand():
         true_or_false(z, z, z[:3])
 
 
-# ---- encoders that listen, and those that do not -----------------------------------------------------------------------------------
+# ---- encoders that listen, and those that do not -----------------------------------------------------------------------------
 
 def oracle(kind: str):
     """Features of the coloured pictures: what is asked for, all of it, or the instruction's own words."""
@@ -159,7 +160,7 @@ def test_what_cannot_be_asked_is_refused(tmp_path):
         conditional(oracle("deaf"), instructed(data, [COLOUR, HEIGHT]), 60)
     rows = Rows({"image": data.test.stores["image"]}, data.test.index)
     with pytest.raises(NotanError, match="instruction and answer"):
-        conditional(oracle("deaf"), type(data)(rows, rows, data.info.__class__("x", 3, ("image",)), ""), 60)
+        conditional(oracle("deaf"), replace(data, test=rows, info=replace(data.info, columns=("image",))), 60)
 
 
 def test_a_run_learns_to_listen_from_files_and_from_another_run(tmp_path, monkeypatch, capsys):
@@ -168,13 +169,13 @@ def test_a_run_learns_to_listen_from_files_and_from_another_run(tmp_path, monkey
     data = coloured(tmp_path, 450)
     words = [f"a {COLOUR.answers[c]} one, {HEIGHT.answers[h]}" for c, h in data.train.stores["attributes"].astype(int).tolist()]
     pairs = Rows({"image": data.train.stores["image"], "text": words}, data.train.index)
-    told = type(data)(pairs, pairs, data.info.__class__("told", len(pairs), ("image", "text"), 16, 3, (0.5,) * 3, (0.3,) * 3), "told")
+    told = replace(data, train=pairs, test=pairs, info=replace(data.info, columns=("image", "text"), classes=()))
     towers = {"image_encoder": "vit:patch=4,dim=32,depth=2,heads=2", "text_encoder": "text:dim=32,depth=1,heads=2,context=12"}
     train("clip", told, out=tmp_path / "clip", steps=25, batch=48, lr=3e-3, encoder=towers, threads=1, settings={"dim": 32})
     folder = write(instructed(data, [COLOUR, HEIGHT]), tmp_path / "asked")
     run = tmp_path / "run"
-    assert cli.main(["train", "focallens", "--data", str(folder), "--model", str(tmp_path / "clip"), "--steps", "150", "--batch", "48",
-                     "--lr", "3e-3", "--threads", "1", "--out", str(run), "--precision", "fp32"]) == 0
+    assert cli.main(["train", "focallens", "--data", str(folder), "--model", str(tmp_path / "clip"), "--steps", "150",
+                     "--batch", "48", "--lr", "3e-3", "--threads", "1", "--out", str(run), "--precision", "fp32"]) == 0
     capsys.readouterr()
     assert cli.main(["probe", str(run), "--protocol", "conditional", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["all instructions"]

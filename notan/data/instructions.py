@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,8 +65,8 @@ def triples(values: np.ndarray, questions: Sequence[Question], *, each: int | No
         if column.max(initial=-1) >= len(question.answers):
             raise NotanError(f"question {n} ({question.asked[0]!r}) has {len(question.answers)} answers, the values go up to "
                              f"{int(column.max())}", "an answer for every value", 'an empty one ("") leaves a value out')
-    said = [np.array([*question.answers, ""], dtype=object) for question in questions]
-    known = np.stack([names[np.maximum(column, -1)] != "" for names, column in zip(said, values.T)], 1)     # (N, Q)
+    values, said = np.maximum(values, -1), [[*question.answers, ""] for question in questions]              # unknown: ""
+    known = np.stack([np.array(names, dtype=object)[column] != "" for names, column in zip(said, values.T)], 1)     # (N, Q)
     key = keys.fold(keys.fold(keys.word("question"), seed), np.arange(len(values)))[:, None]
     key = keys.fold(key, np.arange(len(questions)))                     # (N, Q)
     order = np.argsort(np.where(known, key, np.iinfo(np.int64).max), axis=1, kind="stable")
@@ -75,7 +76,7 @@ def triples(values: np.ndarray, questions: Sequence[Question], *, each: int | No
     wording = keys.fold(key, keys.word("wording"))[picture, question].view(np.uint64)
     return Triples(picture.astype(np.int64), question.astype(np.int64),
                    [questions[q].asked[int(w % np.uint64(len(questions[q].asked)))] for q, w in zip(question, wording)],
-                   [said[q][values[p, q]] for p, q in zip(picture, question)])
+                   [said[q][int(values[p, q])] for p, q in zip(picture, question)])
 
 
 def instructed(data: Data, questions: Sequence[Question], *, test: Sequence[Question] | None = None, each: int | None = None,
@@ -90,15 +91,18 @@ def instructed(data: Data, questions: Sequence[Question], *, test: Sequence[Ques
                          "pictures, not streamed", "a folder or a table with pictures, without --stream")
     of = _asked_of(data, len(questions))
     digest = hashlib.blake2b(f"{data.fingerprint} {of} {questions} {test} {each} {seed}".encode(), digest_size=8)
-    splits = []
-    for rows, words in ((data.train, questions), (data.test, test or questions)):
+
+    def asked(rows: Rows, words: Sequence[Question]) -> Rows:
         if of == "label":
             words = [q if q.answers else q._replace(answers=data.info.classes) for q in words]
-        splits.append(_rows(rows, triples(rows.values(of).reshape(len(rows), -1), words, each=each, seed=seed)))
-    note = f"{len(splits[0]):,} questions about {len(data.train):,} training pictures, {len(splits[1]):,} about {len(data.test):,}."
-    info = replace(data.info, name=f"{data.info.name}, asked", rows=len(splits[0]), columns=splits[0].columns,
+        return _rows(rows, triples(rows.values(of).reshape(len(rows), -1), words, each=each, seed=seed))
+
+    train, held_out = asked(data.train, questions), asked(data.test, test or questions)
+    note = (f"{len(train):,} questions about {len(data.train):,} training pictures, {len(held_out):,} about "
+            f"{len(data.test):,}.")
+    info = replace(data.info, name=f"{data.info.name}, asked", rows=len(train), columns=train.columns,
                    notes=f"{data.info.notes} {note}".strip())
-    return Data(*splits, info, digest.hexdigest(), [*data.notes, note])
+    return Data(train, held_out, info, digest.hexdigest(), [*data.notes, note])
 
 
 def _asked_of(data: Data, questions: int) -> str:
@@ -181,12 +185,13 @@ def conversations(path: str | Path, images: str | Path | None = None) -> tuple[l
         if not entry.get("image"):
             without += 1
             continue
-        pairs = [(asked, said) for (who, asked), (then, said) in zip(turns, turns[1:]) if (who, then) == ("human", "gpt")]
+        pairs = [(asked, said) for (who, asked), (then, said) in pairwise(turns) if (who, then) == ("human", "gpt")]
         found = [(asked, said) for asked, said in pairs if asked and said]
         empty += len(pairs) - len(found)
         rows += [{"image": str(base / entry["image"]), "instruction": asked, "answer": said} for asked, said in found]
     if not rows:
-        raise NotanError(f"{path} has {len(entries):,} entries and no turn about a picture", "turns of human and gpt, with `image`")
+        raise NotanError(f"{path} has {len(entries):,} entries and no turn about a picture",
+                         "turns of human and gpt, with `image`")
     return rows, (f"{len(rows):,} turns about {len({row['image'] for row in rows}):,} pictures; left out: {without:,} entries "
                   f"without a picture, {empty:,} empty turns.")
 

@@ -26,6 +26,7 @@ gallery is encoded anew for each instruction.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,8 +49,8 @@ CARD = {
     "keyed": False,
     "claim": "Tuned on pictures with instructions and answers, one encoder gives for each instruction the features it asks for, "
              "which one fixed vector cannot.",
-    "paper": "As reported: over CLIP +5 points on SugarCrepe and +10 on MMVP-VLM on average; retrieval by 29 attributes of CelebA, "
-             "scaled mAP 21.3 where CLIP has 13.6.",
+    "paper": "As reported: over CLIP +5 points on SugarCrepe and +10 on MMVP-VLM on average; retrieval by 29 attributes of "
+             "CelebA, scaled mAP 21.3 where CLIP has 13.6.",
     "cost": "One pass of the picture encoder per triple, one without a gradient of the text encoder per distinct text.",
     "deviations": [
         "Neither code nor weights were released and the paper's section on the method could not be read: how the instruction "
@@ -178,7 +179,8 @@ def example(rows: int, dtype: torch.dtype) -> tuple[FocalLens, dict]:
     from notan.methods._example import images, texts, tiny_dual_encoder
 
     torch.manual_seed(0)
-    batch, said = images(rows), texts(rows)["text"]
+    batch: dict[str, Any] = images(rows)
+    said = texts(rows)["text"]
     batch["image"] = batch["image"][torch.arange(rows) // 2]            # every picture twice
     batch |= {"instruction": ["what is it" if i % 2 else "how many are there" for i in range(rows)],
               "answer": ["Yes." if i % 4 == 0 else said[i] for i in range(rows)]}

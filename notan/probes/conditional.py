@@ -1,4 +1,4 @@
-"""What depends on what was asked: retrieval under an instruction, small galleries of a query's own, and a caption or its false twin.
+"""What depends on what was asked: retrieval under an instruction, galleries of a query's own, a caption and its false twin.
 
 Ties count against, so features that are all equal find nothing and choose wrongly.
 """
@@ -93,7 +93,8 @@ def true_or_false(pictures: Tensor, true: Tensor, false: Tensor, groups: Sequenc
     for x, name in ((pictures, "picture"), (true, "caption"), (false, "false caption")):
         check_finite(x, f"{name} features")
         if x.shape != pictures.shape or not len(x):
-            raise NotanError(f"{name} features of shape {tuple(x.shape)} for pictures {tuple(pictures.shape)}", "as many, not none")
+            raise NotanError(f"{name} features of shape {tuple(x.shape)} for pictures {tuple(pictures.shape)}",
+                             "as many, not none")
     z, t, f = (F.normalize(x.double(), dim=1) for x in (pictures, true, false))
     right = ((z * t).sum(1) > (z * f).sum(1)).double()
     by_group = {name: float(right[torch.tensor([g == name for g in groups])].mean()) for name in dict.fromkeys(groups or ())}

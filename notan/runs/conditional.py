@@ -82,8 +82,9 @@ def _of_triples(data: Data, index: np.ndarray) -> list[Asked]:
         if count >= LEAST and len(names) > 1 and counts.max() > 1 and len(chosen) < MOST:
             chosen[text] = index[here], values.astype(np.int64), set(names)
     if len(chosen) < 2:
-        raise NotanError(f"{data.info.name} has {len(chosen)} instructions that {LEAST} of {len(index):,} test rows have, with answers "
-                         "that repeat", "two or more", "data with fewer instructions, --rows, or attributes with --instruction")
+        raise NotanError(f"{data.info.name} has {len(chosen)} instructions that {LEAST} of {len(index):,} test rows have, with "
+                         "answers that repeat", "two or more",
+                         "data with fewer instructions, more --rows, or attributes with --instruction")
 
     def shared(a: str, b: str) -> float:
         return len(chosen[a][2] & chosen[b][2]) / len(chosen[a][2] | chosen[b][2])
@@ -93,7 +94,7 @@ def _of_triples(data: Data, index: np.ndarray) -> list[Asked]:
 
 
 def _of_values(data: Data, index: np.ndarray, instructions: Sequence[str]) -> list[Asked]:
-    """An instruction for each attribute, or wordings for the label. The other one is that of the next attribute, or an empty one."""
+    """An instruction for each attribute, or wordings for the label. The other one is the next attribute's, or an empty one."""
     if "attributes" in data.info.columns:
         values = data.test.values("attributes")[index]
         if len(instructions) != values.shape[1]:

@@ -39,8 +39,8 @@ FORMS = {"miou": "mIoU {miou:.3f}", "accuracy": "accuracy {accuracy:.3f}",
          "rmse": "MAE {mae:.4g}, RMSE {rmse:.4g}, R² {r2:.3f}, Spearman {spearman:.3f}, geometric mean of errors {gm:.4g}; order "
                  "of features {ordering:.3f} (1: by target), neighbours' gap {fragmentation:.3f} (1: any two rows')",
          "mae": "MAE {mae:.4g}",
-         "scaled": "mAP {map:.3f} (chance {chance:.3f}), scaled {scaled:.3f}; scaled under another instruction {wrong:.3f}, under "
-                   "none {without:.3f}",
+         "scaled": "mAP {map:.3f} (chance {chance:.3f}), scaled {scaled:.3f}; scaled under another instruction {wrong:.3f}, "
+                   "under none {without:.3f}",
          "r1": "R@1 {r1:.3f}, R@5 {r5:.3f}, R@10 {r10:.3f}, mAP {map:.3f}, mINP {minp:.3f}, median rank {median:.0f}   (R@1 by "
                "chance {chance:.4f})"}
 
@@ -50,8 +50,8 @@ def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[st
           data_options: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """Measure a run, an encoder folder or "hf:NAME" on `data` (default: what the run was trained on).
 
-    prompts: for zero-shot classes, with {} where a class's name goes. instructions: for `conditional` on data with attributes, one
-    for each. Without `protocols` a method of pictures and texts is
+    prompts: for zero-shot classes, with {} where a class's name goes. instructions: for `conditional` on data with attributes,
+    one for each. Without `protocols` a method of pictures and texts is
     measured by retrieval where there are captions and by zeroshot where there are classes, others by ridge and k-NN.
     Returns protocol -> its result (`accuracy`, `mae` or `miou`, `n`, `protocol` as a sentence, ...). At most `rows` rows of each
     split are used, chosen by key. Raises `NotanError` for an unknown protocol, or data without what a protocol needs.
