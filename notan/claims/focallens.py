@@ -239,8 +239,8 @@ def judge(values: Values) -> tuple[str, str]:
     sentence = (
         f"Scaled mAP of what is asked for: focallens {at('focallens'):.3f}, no instruction {at('no instruction'):.3f}, base "
         f"{at('base'):.3f}; focallens minus no instruction {gap('no instruction')}, minus base {gap('base')}, minus late fusion "
-        f"{gap('late fusion')}, minus no picture twice {gap('no picture twice')}. Asked for another attribute, focallens falls to "
-        f"{at('focallens', 'wrong'):.3f} (by {fall}), late fusion to {at('late fusion', 'wrong'):.3f}. Sentences told apart: "
+        f"{gap('late fusion')}, minus no picture twice {gap('no picture twice')}. Asked for another attribute, focallens falls "
+        f"to {at('focallens', 'wrong'):.3f} (by {fall}), late fusion to {at('late fusion', 'wrong'):.3f}. Sentences told apart: "
         f"focallens {at('focallens', 'swapped'):.3f}, no instruction {at('no instruction', 'swapped'):.3f}, base "
         f"{at('base', 'swapped'):.3f}.")
     if gap("no instruction").mean <= 0 or fall.low <= 0:
