@@ -15,6 +15,12 @@ Answers that are the same words are right for each other's pictures. Rows of one
 batch: equal pixels with other answers are the only negatives that make ignoring the instruction cost anything. z lies where
 CLIP's pictures lie, so it is compared with any text, and with any picture under the same instruction.
 
+**Data.** Rows of `image`, `instruction` and `answer`, such as a jsonl with paths of pictures; rows that name one file show one
+picture. `python -m notan.data.instructions` makes them of attributes or labels and a few questions, or of conversations in
+LLaVA's layout; `emoji-questions` is built in. Begin with a model that knows pictures and words: `--model hf:NAME` of a CLIP or
+SigLIP, or a run of `clip`. `notan probe RUN --protocol conditional` shows whether it listens: the same pictures under their own
+instruction, under another, and under none.
+
 **When it helps.** One collection, asked about in several ways: by what is in front, by the ground, by how many. Both what one
 searches with and what one searches in are encoded under the same instruction, again for each. Where a fixed vector does, it
 costs and gives nothing.
