@@ -212,7 +212,10 @@ def swapped(method: Any, z: list[Tensor], found: Seen) -> float:
     """Of z under each attribute's instruction: how often its picture's sentence comes before one with that attribute changed."""
     rows, rng = np.flatnonzero(untrained(found.factors)), np.random.default_rng(0)
     right = [words(f) for f in found.factors[rows]]
-    pictures, true, false, groups = [], [], [], []
+    pictures: list[Tensor] = []
+    true: list[Tensor] = []
+    false: list[Tensor] = []
+    groups: list[str] = []
     for (name, names), x in zip(FACTORS.items(), z):
         wrong = [said | {name: str(rng.choice([v for v in names if v not in _taken(said, name)]))} for said in right]
         with torch.no_grad():

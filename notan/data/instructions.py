@@ -72,11 +72,11 @@ def triples(values: np.ndarray, questions: Sequence[Question], *, each: int | No
     order = np.argsort(np.where(known, key, np.iinfo(np.int64).max), axis=1, kind="stable")
     asked = np.take_along_axis(known, order, 1) & (np.arange(len(questions)) < (each or len(questions)))
     picture, place = np.nonzero(asked)
-    question = order[picture, place]
-    wording = keys.fold(key, keys.word("wording"))[picture, question].view(np.uint64)
-    return Triples(picture.astype(np.int64), question.astype(np.int64),
-                   [questions[q].asked[int(w % np.uint64(len(questions[q].asked)))] for q, w in zip(question, wording)],
-                   [said[q][int(values[p, q])] for p, q in zip(picture, question)])
+    which = order[picture, place]
+    wording = keys.fold(key, keys.word("wording"))[picture, which].view(np.uint64)
+    return Triples(picture.astype(np.int64), which.astype(np.int64),
+                   [questions[q].asked[int(w % np.uint64(len(questions[q].asked)))] for q, w in zip(which.tolist(), wording)],
+                   [said[q][v] for q, v in zip(which.tolist(), values[picture, which].tolist())])
 
 
 def instructed(data: Data, questions: Sequence[Question], *, test: Sequence[Question] | None = None, each: int | None = None,

@@ -19,7 +19,7 @@ CLIP's pictures lie, so it is compared with any text, and with any picture under
 picture. `python -m notan.data.instructions` makes them of attributes or labels and a few questions, or of conversations in
 LLaVA's layout; `emoji-questions` is built in. Begin with a model that knows pictures and words: `--model hf:NAME` of a CLIP or
 SigLIP, or a run of `clip`. `notan probe RUN --protocol conditional` shows whether it listens: the same pictures under their own
-instruction, under another, and under none.
+instruction, under another, and under none. The run reads instructions; the encoder taken out of it alone does not.
 
 **When it helps.** One collection, asked about in several ways: by what is in front, by the ground, by how many. Both what one
 searches with and what one searches in are encoded under the same instruction, again for each. Where a fixed vector does, it

@@ -97,7 +97,8 @@ def true_or_false(pictures: Tensor, true: Tensor, false: Tensor, groups: Sequenc
                              "as many, not none")
     z, t, f = (F.normalize(x.double(), dim=1) for x in (pictures, true, false))
     right = ((z * t).sum(1) > (z * f).sum(1)).double()
-    by_group = {name: float(right[torch.tensor([g == name for g in groups])].mean()) for name in dict.fromkeys(groups or ())}
+    named = list(groups or ())
+    by_group = {name: float(right[torch.tensor([g == name for g in named])].mean()) for name in dict.fromkeys(named)}
     value = sum(by_group.values()) / len(by_group) if by_group else float(right.mean())
     protocol = Protocol("the nearer of two captions by cosine, ties count against", split, 0, len(z),
                         notes="; ".join(filter(None, [f"mean over {len(by_group)} groups" if by_group else "", notes])))
