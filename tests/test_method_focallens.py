@@ -83,8 +83,9 @@ def test_it_depends_on_the_instruction_and_on_the_picture(which, tmp_path):
     same = [method.focused(x, [text] * 6) for text in ("what is it", "how many", "what is it")]
     assert torch.equal(same[0], same[2])
     assert (same[0] - same[1]).abs().amax(1).min() > 1e-6
-    each = torch.cat([method.focused(x[i : i + 1], ASKED[i : i + 1]) for i in range(6)])
-    torch.testing.assert_close(method.focused(x, ASKED), each, rtol=1e-9, atol=1e-9)        # each row has its own
+    swapped = method.focused(x, [*ASKED[1:3], ASKED[0], *ASKED[3:]])
+    same = (swapped - method.focused(x, ASKED)).abs().amax(1) < 1e-9
+    assert same.tolist() == [False] * 3 + [True] * 3                    # each row has its own
     order = torch.tensor([4, 2, 0, 5, 1, 3])
     torch.testing.assert_close(method.focused(x[order], ["how many"] * 6), same[1][order], rtol=1e-9, atol=1e-9)
     assert (same[1] - same[1].roll(1, 0)).abs().amax(1).min() > 1e-6
