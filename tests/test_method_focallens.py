@@ -84,8 +84,8 @@ def test_it_depends_on_the_instruction_and_on_the_picture(which, tmp_path):
     assert torch.equal(same[0], same[2])
     assert (same[0] - same[1]).abs().amax(1).min() > 1e-6
     swapped = method.focused(x, [*ASKED[1:3], ASKED[0], *ASKED[3:]])
-    same = (swapped - method.focused(x, ASKED)).abs().amax(1) < 1e-9
-    assert same.tolist() == [False] * 3 + [True] * 3                    # each row has its own
+    kept = (swapped - method.focused(x, ASKED)).abs().amax(1) < 1e-9
+    assert kept.tolist() == [False] * 3 + [True] * 3                    # each row has its own
     order = torch.tensor([4, 2, 0, 5, 1, 3])
     torch.testing.assert_close(method.focused(x[order], ["how many"] * 6), same[1][order], rtol=1e-9, atol=1e-9)
     assert (same[1] - same[1].roll(1, 0)).abs().amax(1).min() > 1e-6
