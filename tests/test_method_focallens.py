@@ -71,7 +71,7 @@ def test_a_condition_that_nothing_sees_changes_nothing(monkeypatch, pool):
     method = FocalLens(model, conditions=3).double().eval()
     plain, seen = model.image(X.double()), method.focused(X.double(), ASKED)
     assert (seen - plain).abs().max() > 1e-5
-    c = method.condition(method.words(ASKED)).unflatten(1, (3, -1))
+    c = method.tokens(ASKED)
     hides_last(monkeypatch, 3)
     torch.testing.assert_close(model.image(X.double(), None, (c,)), plain, rtol=1e-9, atol=1e-9)
 
@@ -104,7 +104,7 @@ def test_an_instruction_is_no_patch():
     moved = moved.permute(0, 1, 2, 4, 3, 5).reshape(6, 3, 16, 16)
     assert (moved - X).abs().max() > 0.1
     torch.testing.assert_close(method.focused(moved, ASKED), method.focused(X.double(), ASKED), rtol=1e-9, atol=1e-9)
-    c = method.condition(method.words(ASKED)).unflatten(1, (2, -1))
+    c = method.tokens(ASKED)
     assert encoder.states(X.double(), None, (c,)).shape[1] == 1 + 16 + 2 == encoder.states(X.double()).shape[1] + 2
     for block in encoder.blocks:                                        # blocks that add nothing: tokens stay where they are
         for linear in (block.attn.proj, block.mlp.fc2):
@@ -182,6 +182,19 @@ def test_the_temperature_begins_where_the_model_is_and_has_an_end():
     assert method.tau.item() == pytest.approx(0.01) and method.log_scale.item() == pytest.approx(math.log(100))  # not stuck
 
 
+def test_the_condition_learns_at_its_own_pace_and_begins_the_same():
+    tokens = {}
+    for pace in (1.0, 10.0):
+        method = made("ours", None, pace=pace)
+        before = method.tokens(ASKED).detach()
+        optimiser = torch.optim.Adam(method.parameters(), lr=1e-4)
+        method.loss({"image": X.double(), "instruction": ASKED, "answer": texts(6)["text"]}, NOW)["loss"].backward()
+        optimiser.step()
+        tokens[pace] = before, method.tokens(ASKED).detach() - before
+    torch.testing.assert_close(tokens[1.0][0], tokens[10.0][0])
+    torch.testing.assert_close(10 * tokens[1.0][1], tokens[10.0][1], rtol=1e-3, atol=1e-9)
+
+
 def test_odd_ones_are_refused():
     conv = Dual(ConvNet(image_size=16, channels=3), tiny_text_encoder(), head(256, 8), head(32, 8), tau=0.1)
     with pytest.raises(NotanError, match="ConvNet, which has no tokens"):
@@ -189,6 +202,8 @@ def test_odd_ones_are_refused():
     for setting in ("conditions", "turns"):
         with pytest.raises(NotanError, match=f"{setting} = 0"):
             FocalLens(tiny_dual_encoder(), **{setting: 0})
+    with pytest.raises(NotanError, match=r"pace = 0"):
+        FocalLens(tiny_dual_encoder(), pace=0.0)
 
 
 # ---- which rows come together ----------------------------------------------------------------------------------------------

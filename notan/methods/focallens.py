@@ -64,7 +64,7 @@ CARD = {
         "The instruction enters as one vector (or several) made of its pooled embedding, before the first block; the text "
         "encoder stays as it is.",
         "Contrast in both directions, equal answers as positives of each other, a learned temperature of at least 0.01.",
-        "One learning rate for all that learns. No augmentation: crops and mirrors break answers about sides and counts.",
+        "No augmentation: crops and mirrors break answers about sides and counts.",
         "The form on a language model that sees (FocalLens-MLLM) is not here.",
     ],
     "floor": {"data": "emoji-questions", "metric": "loss", "steps": 60, "value": 3.6, "random": 4.736},
@@ -91,25 +91,29 @@ class FocalLens(nn.Module):
 
     conditions: vectors that an instruction becomes.
     turns: rows of one picture that come together in a batch; 1 lets them fall as they do.
+    pace: how many times as fast as the encoder W and b learn, with Adam.
     equal_answers: answers of the same words (apart from case and punctuation) are right for each other's pictures.
     """
 
-    def __init__(self, model: DualEncoder, *, conditions: int = 1, turns: int = 2, equal_answers: bool = True) -> None:
+    def __init__(self, model: DualEncoder, *, conditions: int = 1, turns: int = 2, pace: float = 10.0,
+                 equal_answers: bool = True) -> None:
         super().__init__()
         for name, value in (("conditions", conditions), ("turns", turns)):
             if value < 1:
                 raise NotanError(f"{name} = {value}", "at least 1", f"--{name} {1 if name == 'conditions' else 2}")
+        if not 0 < pace < math.inf:
+            raise NotanError(f"pace = {pace}", "above 0", "--pace 10")
         if not hasattr(model.image_encoder, "states"):
             raise NotanError(f"the picture encoder is a {type(model.image_encoder).__name__}, which has no tokens to put an "
                              "instruction among", "a vision transformer", "a model with a ViT: hf:NAME, or a run with --image-"
                              "encoder vit")
-        self.model, self.turns, self.equal_answers = model, turns, equal_answers
+        self.model, self.turns, self.pace, self.equal_answers = model, turns, pace, equal_answers
         for name, p in model.named_parameters():                        # type: ignore[attr-defined]
             p.requires_grad_(name.startswith("image_"))                 # the text encoder and its head stay as they are
         self.width = model.image_encoder.dim
         self.condition = nn.Linear(model.dim, conditions * self.width)
-        nn.init.normal_(self.condition.weight, std=0.02)
-        nn.init.normal_(self.condition.bias, std=0.02)                  # says that a token is no patch
+        nn.init.normal_(self.condition.weight, std=0.02 / pace)         # W and b are `pace` times these: Adam's steps are as
+        nn.init.normal_(self.condition.bias, std=0.02 / pace)           # large whatever the gradient is
         self.log_scale = nn.Parameter(torch.tensor(min(-math.log(float(model.tau.detach())), math.log(100))))
 
     def loss(self, batch: dict, progress: Progress) -> dict[str, Tensor]:
@@ -126,8 +130,11 @@ class FocalLens(nn.Module):
 
     def focused(self, pixels: Tensor, instructions: list[str]) -> Tensor:
         """z of pixels (B, C, S, S) under an instruction each: (B, d), not normalised."""
-        c = self.condition(self.words(instructions)).unflatten(1, (-1, self.width))             # (B, K, D)
-        return self.model.image(pixels, None, (c,))
+        return self.model.image(pixels, None, (self.tokens(instructions),))
+
+    def tokens(self, instructions: list[str]) -> Tensor:
+        """What stands behind the patches, c: (B, K, D)."""
+        return self.pace * self.condition(self.words(instructions)).unflatten(1, (-1, self.width))
 
     @torch.no_grad()
     def words(self, texts: list[str]) -> Tensor:
