@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from notan.claims._composites import FACTORS, caption, composites, words
@@ -15,6 +16,7 @@ from notan.claims._statistics import Values, mean, paired, t_interval
 from notan.claims._train import built, fit
 from notan.data import Rows, keys
 from notan.data.instructions import Question, triples
+from notan.methods._progress import Progress
 from notan.methods.clip import CLIP
 from notan.methods.focallens import FocalLens
 from notan.nets.heads import mlp
@@ -49,7 +51,7 @@ CLAIM = {
 }
 
 PICTURES, TEST, SIDE = 8000, 800, 32
-BASE, STEPS, BATCH = 1500, 700, 96
+LANGUAGE, BASE, STEPS, BATCH = 600, 1200, 800, 96
 BASE_LR, LR = 2e-3, 1e-3
 ASKED = {                                                               # the last wording is for the test
     "object": ("which object is it?", "name the main object", "what object do you see?"),
@@ -59,6 +61,10 @@ ASKED = {                                                               # the la
     "size": ("of which size is it?", "name the size", "what size do you see?"),
     "other": ("which other thing is beside it?", "name the other one", "what other thing do you see?"),
 }
+
+
+PLAIN = ("the {}?", "{}?", "its {}", "tell me the {}", "say which {} that is", "and the {} of it?", "what {} is that?",  # of texts
+         "what about the {} you find?", "do say the {}", "look for its {} and say it", "is there a {} to see?")
 
 
 class Seen(NamedTuple):
@@ -135,30 +141,76 @@ def asked_about(found: Seen, seed: int) -> Rows:
 
 @lru_cache(maxsize=1)
 def base(seed: int, quick: bool) -> Any:
-    """Two encoders and their space, by CLIP on the same pictures without instructions: each with a sentence or a list."""
-    found = seen(seed, quick)
-    said = [[caption(words(f)), listed(f, row)] for row, f in enumerate(found.factors)]
+    """Two encoders and their space: the text encoder learns from texts alone, then the picture encoder by CLIP against it, from
+    the same pictures with captions instead of instructions.
+    """
+    found, size = seen(seed, quick), {"batch": 16 if quick else BATCH, "lr": BASE_LR, "seed": seed}
+    language = fit(built(seed, Reader), texts(seed, 64 if quick else 8000), steps=2 if quick else LANGUAGE, **size).tower
 
     def make() -> nn.Module:
-        pictures = ViT(SIDE, patch=8, dim=96, depth=3, heads=4)
-        return CLIP(pictures, TextTransformer(tokenizer(), dim=96, depth=2, heads=4, context=40), dim=96, crop=1.0)
+        method = CLIP(ViT(SIDE, patch=8, dim=96, depth=3, heads=4, pool="cls"), language, dim=96, crop=1.0)
+        method.text_encoder.requires_grad_(False)
+        method.text_head.requires_grad_(False)
+        return method
 
-    rows = Rows({"image": found.pictures, "captions": said})
-    return fit(built(seed, make), rows, steps=2 if quick else BASE, batch=16 if quick else BATCH, lr=BASE_LR, seed=seed).dual()
+    rows = Rows({"image": found.pictures, "captions": [captions(f, row) for row, f in enumerate(found.factors)]})
+    return fit(built(seed, make), rows, steps=2 if quick else BASE, **size).dual()
+
+
+class Reader(nn.Module):
+    """A text encoder that learns what texts say: which value of each attribute, or none, and which attribute they ask for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = TextTransformer(tokenizer(), dim=96, depth=2, heads=4, context=40)
+        self.heads = nn.ModuleList([nn.Linear(96, n + 1) for n in (*map(len, FACTORS.values()), len(FACTORS))])
+
+    def loss(self, batch: dict, progress: Progress) -> dict[str, Tensor]:
+        z = 10 * F.normalize(self.tower.features(batch["text"]), dim=1)
+        parts = [F.cross_entropy(head(z), y) for head, y in zip(self.heads, batch["attributes"].T)]
+        return {"loss": torch.stack(parts).sum()}
+
+
+def texts(seed: int, count: int) -> Rows:
+    """Captions and questions of every kind with what they say: `attributes` (N, 7), after the last value there is none."""
+    rng, said, means = np.random.default_rng((seed, 8)), [], []
+    none = np.array([*map(len, FACTORS.values()), len(FACTORS)])
+    for row in range(count):
+        factors = np.array([rng.integers(len(names)) for names in FACTORS.values()])
+        factors[5] = (factors[0] + rng.integers(1, none[0])) % none[0]
+        kind, mean_ = row % 5, none.copy()
+        if kind == 4:
+            mean_[6] = rng.integers(len(FACTORS))
+            said.append(str(rng.choice(PLAIN)).format([*FACTORS][mean_[6]]))
+        else:
+            named = _named(factors, row)
+            said.append(captions(factors, row)[kind])
+            kept = [np.arange(6), np.arange(6), named[0], named[1]][kind]
+            mean_[kept] = factors[kept]
+        means.append(mean_)
+    return Rows({"text": said, "attributes": np.stack(means)})
 
 
 @cache
 def tokenizer() -> Any:
     """Of all words that are said and asked."""
-    every = composites(0, range(200)).factors
-    texts = [text for row, f in enumerate(every) for text in (caption(words(f)), listed(f, row))]
-    return new_tokenizer(texts + 10 * [wording for wordings in ASKED.values() for wording in wordings], 600, 40)
+    said = [text for row, f in enumerate(composites(0, range(200)).factors) for text in captions(f, row)]
+    said += 10 * [wording for wordings in ASKED.values() for wording in wordings] + 10 * list(PLAIN)
+    return new_tokenizer(said, 600, 40)
 
 
-def listed(factors: np.ndarray, row: int) -> str:
-    """All attributes by name in a chance order: so the words of instructions have been read."""
-    said = [f"{name} {value}" for name, value in words(factors).items()]
-    return ", ".join(said[i] for i in np.random.default_rng((7, row)).permutation(len(said)))
+def captions(factors: np.ndarray, row: int) -> list[str]:
+    """A sentence; all attributes by name; and two that say less: one or two by name, one or two by their values alone."""
+    said, (some, few) = words(factors), _named(factors, row)
+    names, order = [*FACTORS], np.random.default_rng((7, row)).permutation(6)
+    return [caption(said), *(", ".join(f"{names[i]} {said[names[i]]}" for i in part) for part in (order, some)),
+            ", ".join(said[names[i]] for i in few)]
+
+
+def _named(factors: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which attributes the shorter captions of a row name; an other object is not called by its name alone."""
+    rng = np.random.default_rng((9, row))
+    return rng.permutation(6)[: rng.integers(1, 3)], rng.permutation(5)[: rng.integers(1, 3)]
 
 
 @lru_cache(maxsize=1)
