@@ -68,7 +68,7 @@ def test_test_pairs_and_wordings_are_new_and_every_value_is_trained():
     assert out.mean() == 0.25
     assert (np.bincount(c[out], minlength=8) == 4).all() and (np.bincount(o[out], minlength=16) == 2).all()
     found = focallens.seen(100, True)
-    assert not focallens.untrained(found.factors).any() and found.pictures.shape[1:] == (3, 32, 32)
+    assert not focallens.untrained(found.factors).any() and found.pictures.shape[1:] == (3, 64, 64)
     rows = focallens.asked_about(found, 100)
     assert len(rows) == 6 * len(found.factors) and (np.bincount(rows.values("picture_id")) == 6).all()
     trained = {wording for every in focallens.ASKED.values() for wording in every[:2]}
@@ -77,6 +77,24 @@ def test_test_pairs_and_wordings_are_new_and_every_value_is_trained():
     for asked, answer, picture in zip(batch["instruction"], batch["answer"], batch["picture_id"].tolist()):
         name = next(n for n, every in focallens.ASKED.items() if asked in every)
         assert answer == words(found.factors[picture])[name]
+
+
+def test_texts_say_what_their_attributes_are():
+    rows = focallens.texts(3, 200)
+    batch = rows.take(np.arange(200))
+    names = [*FACTORS]
+    for text, means in zip(batch["text"], batch["attributes"].tolist()):
+        asked = means.pop()
+        if asked < 6:
+            assert names[asked] in text and means == [len(v) for v in FACTORS.values()]
+        else:
+            said = {name: FACTORS[name][v] for name, v in zip(names, means) if v < len(FACTORS[name])}
+            assert said and all(value in text for value in said.values())
+            parts = [] if text.endswith(" ground") else [part.split() for part in text.split(", ") if " " in part]
+            assert all(said[name] == value for name, value in parts)
+    assert (batch["attributes"][:, 6] < 6).sum() == 40 and not any("do you see" in text for text in batch["text"])
+    factors = np.array([3, 2, 1, 0, 1, 5])
+    assert focallens.captions(factors, 4) == focallens.captions(factors, 4) and len(focallens.captions(factors, 4)) == 4
 
 
 def test_who_knows_an_attribute_tells_sentences_apart():
