@@ -45,13 +45,21 @@ CLAIM = {
                 "wrong is in the mean no higher than no instruction's right",
     "refutes": "right of focallens is in the mean no higher than no instruction's, or its own wrong is not below its right by a "
                "paired 95% interval",
-    "protocol": "TO BE SETTLED",
+    "protocol": "One base for all seeds, as a released model is: a text encoder (2 blocks of 96) learns for 600 steps from "
+                "texts alone which values they name and which attribute they ask for, in other templates than the arms', and "
+                "then stays as it is; a ViT (patches of 8, 3 blocks of 96, class token) learns by CLIP against it for 2,500 "
+                "steps of 64 other pictures, each with a sentence, a list of its attributes, or one or two of them. Arms: 500 "
+                "steps of 64 rows from there, six questions about each picture in two of three wordings, AdamW 1e-3 with "
+                "decay 0.05, 10% warm-up then cosine, the same rows in a seed; the text encoder learns in none. focallens: "
+                "the method's defaults, two rows of each picture in a batch; no picture twice: at most one. no instruction: "
+                "the same answers, and a vector of the picture alone. late fusion: to that vector comes an MLP of it and the "
+                "instruction's. base: untuned. Sizes, rates and how the base learns were settled on seed 100.",
     "uses": ["_train.py", "_composites.py"], "methods": ["focallens", "clip", "_pairs", "_contrast"],
-    "minutes": 40,
+    "minutes": 45,
 }
 
 PICTURES, TEST = 6000, 600
-LANGUAGE, BASE, STEPS, BATCH = 600, 2500, 400, 64
+LANGUAGE, BASE, STEPS, BATCH = 600, 2500, 500, 64
 BASE_LR, LR, BASE_SEED = 2e-3, 1e-3, 50
 ASKED = {                                                               # the last wording is for the test
     "object": ("which object is it?", "name the main object", "what object do you see?"),
