@@ -154,7 +154,8 @@ def base(quick: bool) -> Any:
     """Two encoders and their space, one for all seeds, as a released model is: the text encoder learns from texts alone, then
     the picture encoder by CLIP against it, from other pictures with captions.
     """
-    found, size = seen(BASE_SEED, quick), {"batch": 16 if quick else BATCH, "lr": BASE_LR, "seed": BASE_SEED}
+    found = seen(BASE_SEED, quick)
+    size: dict[str, Any] = {"batch": 16 if quick else BATCH, "lr": BASE_LR, "seed": BASE_SEED}
     said = texts(BASE_SEED, 64 if quick else 8000)
     language = fit(built(BASE_SEED, Reader), said, steps=2 if quick else LANGUAGE, **size).tower
 
