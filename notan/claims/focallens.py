@@ -161,7 +161,7 @@ def base(quick: bool) -> Any:
 
     def make() -> nn.Module:
         method = CLIP(ViT(64, patch=8, dim=96, depth=3, heads=4, pool="cls"), language, dim=96, crop=1.0)
-        method.text_encoder.requires_grad_(False)
+        language.requires_grad_(False)
         method.text_head.requires_grad_(False)
         return method
 
