@@ -131,7 +131,7 @@ def _train_flags(p: argparse.ArgumentParser, argv: list[str]) -> None:
     g.add_argument("--probe-every", type=int, metavar="STEPS", help="online probe")
     _named_flags(p, argv, "train", catalogue.methods())
     entry = _named(argv, "train", catalogue.methods())
-    for tower in entry.towers if entry is not None and len(entry.towers) > 1 else ():
+    for tower in entry.towers if entry is not None else ():
         if tower.name != "encoder":
             p.add_argument(f"--{tower.name.replace('_', '-')}", dest=f"tower_{tower.name}", metavar=tower.annotation,
                            help="as --encoder, of this part of the method" + (
@@ -192,9 +192,11 @@ def _probe_flags(p: argparse.ArgumentParser) -> None:
                    help="repeatable (default: ridge and knn; regression of targets; of pictures with texts retrieval, "
                         "zeroshot and ridge)",
                    choices=["ridge", "knn", "logistic", "fewshot", "regression", "attributes", "retrieval", "zeroshot",
-                            "basetonovel", "captions", "finetune", "segmentation"])
+                            "basetonovel", "conditional", "captions", "finetune", "segmentation"])
     p.add_argument("--prompt", action="append", metavar="'a picture of {}'",
                    help="repeatable: for zeroshot and basetonovel, {} is a class's name")
+    p.add_argument("--instruction", action="append", metavar="'which colour is it?'",
+                   help="repeatable: for conditional on data with attributes, one for each; triples bring theirs")
     p.add_argument("--rows", type=int, default=10_000, help="most labelled rows (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -352,7 +354,8 @@ def _compare_decoding(args: argparse.Namespace) -> None:
 def _probe(args: argparse.Namespace) -> None:
     from notan.runs.probe import print_results, probe
 
-    prompts = {"prompts": args.prompt} if args.prompt else {}
+    prompts: dict[str, Any] = {"prompts": args.prompt} if args.prompt else {}
+    prompts |= {"instructions": args.instruction} if args.instruction else {}
     results = probe(args.run, args.data, protocols=args.protocol, rows=args.rows, seed=args.seed,
                     data_options=_data_options(args), **prompts)
     print(json.dumps(results, indent=2)) if args.json else print_results(results, _console())

@@ -156,6 +156,7 @@ COLUMNS: dict[str, Column] = {
     "attributes": Column("int64", "(B, A)", int64, check_finite, light=True),
     "target": Column("float32", "(B,)", float32, check_finite, light=True),
     "group": Column("int64", "(B,)", int64, check_finite, light=True),  # 0 background, 1 target
+    "picture_id": Column("int64", "(B,)", int64, check_finite, light=True),  # the same in all rows that show one picture
 }
 
 # Names that can mean nothing else. Anything less obvious is asked of the user.

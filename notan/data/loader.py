@@ -28,7 +28,7 @@ class Loader:
 
     `batch_size` counts the rows of the global batch; rank r of `size` gets a contiguous slice of it (the first ranks
     one row more where it does not divide). `batches(columns, batch_size, seed, epoch) -> int64 (steps, B)` replaces
-    the shuffled order; `columns` are the light columns of the split. Rows left over at the end of an epoch are not
+    the shuffled order; `columns` are `row` and the light columns of the split. Rows left over at the end of an epoch are not
     used in that epoch: `dropped` counts them.
     """
 
@@ -48,7 +48,8 @@ class Loader:
             raise NotanError(seen, "a row for every rank", "a larger --batch")
         self.rows, self.batch_size, self.seed, self.prefetch = rows, batch_size, seed, prefetch
         self._batches, self._rank, self._size = batches, rank, size
-        self._light = {name: rows.values(name) for name in rows.columns if COLUMNS[name].light} if batches else {}
+        light = {name: rows.values(name) for name in rows.columns if COLUMNS[name].light} if batches else {}
+        self._light = {"row": np.arange(len(rows)), **light}
         self._plan: tuple[int, np.ndarray] = (0, self._order(0))
         self.steps_per_epoch: int = len(self._plan[1])
         self.dropped: int = len(rows) - len(np.unique(self._plan[1]))

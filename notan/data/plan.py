@@ -12,7 +12,7 @@ import numpy as np
 from notan.data.columns import COLUMNS, rename
 from notan.errors import NotanError
 
-ABOUT = {"label", "target", "group", "attributes"}  # columns that say something of a row, but are not the row
+ABOUT = {"label", "target", "group", "attributes", "picture_id"}  # columns that say something of a row, but are not the row
 
 
 def plan_of(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from notan.data import keys
 from notan.data.columns import COLUMNS
 from notan.data.find import KINDS, choose_splits, one_kind
 from notan.data.hub import asking, silence
@@ -93,7 +94,22 @@ def from_splits(
             for split, dataset in chosen.items():
                 base = bases.get(named[split], Path())
                 tables[split][ours] = _column(dataset, ours, theirs, base, f"{stamp} {split}")
-    return Raw(name, tables["train"], tables.get("test"), classes, notes, None, stamp)
+    return Raw(name, tables["train"], tables.get("test"), classes, notes, _numbered(tables, base), stamp)
+
+
+def _numbered(tables: dict[str, dict[str, Any]], base: Path) -> np.ndarray | None:
+    """Where rows ask about pictures, those that name one file get one `picture_id`, and names of the train rows by which a split
+    leaves the rows of a picture together.
+    """
+    ids = None
+    for split, table in tables.items():
+        files = table.get("image")
+        if "instruction" in table and isinstance(files, Files):
+            name = {path: keys.word(os.path.relpath(path, base)) for path in dict.fromkeys(files.paths)}
+            number = {path: i for i, path in enumerate(name)}
+            table.setdefault("picture_id", np.array([number[path] for path in files.paths], dtype=np.int64))
+            ids = np.array([name[path] for path in files.paths], dtype=np.int64) if split == "train" else ids
+    return ids
 
 
 def encode_labels(

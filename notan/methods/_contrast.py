@@ -44,6 +44,17 @@ def both_ways(q: Tensor, k: Tensor, *, tau: float | Tensor) -> Tensor:
     return (one_way(q, k, tau=tau) + one_way(k, q, tau=tau)) / 2
 
 
+def both_ways_by_label(q: Tensor, k: Tensor, labels: Tensor, *, tau: float | Tensor) -> Tensor:
+    """The same where all rows of one label, int64 (n,) of 0 and more, belong together: the mean over them of -log their share.
+
+    Where every label is there once it is `both_ways`.
+    """
+    queries, keys, every = world.gather(q), world.gather(k), world.gather_plain(labels)
+    _own(q, len(keys))
+    sides = [sup_con(x, y, labels, every, tau=tau)[0] for x, y in ((q, keys), (k, queries))]
+    return world.mean(torch.stack(sides).sum(), 2 * len(q))
+
+
 def by_identity(q: Tensor, k: Tensor, identity: Tensor, *, tau: float | Tensor) -> Tensor:
     """SDM of this rank's pairs (n, D) twice in both directions, added up; what has one identity, int64 (n,), belongs together."""
     every = world.gather_plain(identity)

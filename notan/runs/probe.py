@@ -31,12 +31,13 @@ from notan.probes.zero_shot import PROMPTS, class_features, zero_shot
 from notan.runs import study
 from notan.runs.build import is_both, reads_texts
 from notan.runs.captions import cut_by
+from notan.runs.conditional import conditional
 from notan.runs.embed import encoding, features_by_name, fitted, load_tower, opened_for
 from notan.runs.folder import Run
 from notan.runs.watch import probed
 
 PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "regression", "attributes", "retrieval", "zeroshot", "basetonovel",
-             "captions", "finetune", "segmentation")
+             "conditional", "captions", "finetune", "segmentation")
 WORDS = {"retrieval", "zeroshot", "basetonovel"}                        # those that read
 WRITTEN = 128                                                           # captions at a time
 FROZEN = {"label": ("ridge", "knn", "logistic", "fewshot"), "target": ("regression",)}           # by what they need
@@ -45,6 +46,8 @@ FORMS = {"harmonic": "base {base:.3f}, novel {novel:.3f}, harmonic mean {harmoni
          "rmse": "MAE {mae:.4g}, RMSE {rmse:.4g}, R² {r2:.3f}, Spearman {spearman:.3f}, geometric mean of errors {gm:.4g}; order "
                  "of features {ordering:.3f} (1: by target), neighbours' gap {fragmentation:.3f} (1: any two rows')",
          "mae": "MAE {mae:.4g}",
+         "scaled": "mAP {map:.3f} (chance {chance:.3f}), scaled {scaled:.3f}; scaled under another instruction {wrong:.3f}, "
+                   "under none {without:.3f}",
          "r1": "R@1 {r1:.3f}, R@5 {r5:.3f}, R@10 {r10:.3f}, mAP {map:.3f}, mINP {minp:.3f}, median rank {median:.0f}   (R@1 by "
                "chance {chance:.4f})",
          "cider": "CIDEr-D {cider:.3f}, BLEU-4 {bleu4:.3f}, ROUGE-L {rouge_l:.3f}, exact {exact:.3f}; true captions {ce:.3f} "
@@ -52,12 +55,13 @@ FORMS = {"harmonic": "base {base:.3f}, novel {novel:.3f}, harmonic mean {harmoni
 
 
 def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[str] | None = None, rows: int = 10_000,
-          seed: int = 0, prompts: Sequence[str] | None = None,
+          seed: int = 0, prompts: Sequence[str] | None = None, instructions: Sequence[str] = (),
           data_options: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """Measure a run, an encoder folder or "hf:NAME" on `data` (default: what the run was trained on).
 
     prompts: for zero-shot classes, with {} where a class's name goes; names alone where a run has learned what stands before them
-    (`disa`, `coop`), else a few plain sentences. Without `protocols` a method of pictures and texts is
+    (`disa`, `coop`), else a few plain sentences. instructions: for `conditional` on data with attributes, one for each. Without
+    `protocols` a method of pictures and texts is
     measured by retrieval where there are captions and by zeroshot where there are classes, others by ridge and k-NN.
     Returns protocol -> its result (`accuracy`, `mae` or `miou`, `n`, `protocol` as a sentence, ...). At most `rows` rows of each
     split are used, chosen by key. Raises `NotanError` for an unknown protocol, or data without what a protocol needs.
@@ -74,6 +78,8 @@ def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[st
         results["finetune"] = _finetune(run, opened, rows, seed)
     if "attributes" in asked:
         results |= _attributes(run, opened, rows)
+    if "conditional" in asked:
+        results |= conditional(encoding(run), opened, rows, instructions)
     if not WORDS.isdisjoint(asked):
         results |= _by_words(run, opened, rows, asked, prompts)
     if "captions" in asked:
