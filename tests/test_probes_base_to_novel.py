@@ -17,7 +17,8 @@ from notan.errors import NotanError
 from notan.methods._pairs import whole
 from notan.probes.base_to_novel import base_to_novel, harmonic
 from notan.probes.zero_shot import class_features, zero_shot
-from notan.runs.probe import learned, print_results, probe
+from notan.runs.probe import print_results, probe
+from notan.runs.words import learned
 
 
 def test_the_harmonic_mean_of_the_literature():

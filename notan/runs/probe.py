@@ -10,36 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from notan import catalogue
 from notan.data import Data, keys
 from notan.errors import NotanError, did_you_mean
-from notan.nets.build import is_dual
-from notan.nets.prompted import Prompted
 from notan.probes.attributes import attribute_pairs
-from notan.probes.base_to_novel import base_to_novel
-from notan.probes.captions import caption_scores
 from notan.probes.features import extract
 from notan.probes.fewshot import few_shot, label_curve
 from notan.probes.finetune import finetune
 from notan.probes.knn import knn_cosine, knn_euclidean
 from notan.probes.logistic import logistic
 from notan.probes.regression import fragmentation, ordering, regression
-from notan.probes.retrieval import retrieval
 from notan.probes.ridge import ridge
 from notan.probes.segmentation import segmentation
-from notan.probes.zero_shot import PROMPTS, class_features, zero_shot
 from notan.runs import study
-from notan.runs.build import is_both, reads_texts
-from notan.runs.captions import cut_by
 from notan.runs.conditional import conditional
 from notan.runs.embed import encoding, features_by_name, fitted, load_tower, opened_for
 from notan.runs.folder import Run
-from notan.runs.watch import probed
+from notan.runs.words import by_words, reads_both, written
 
 PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "regression", "attributes", "retrieval", "zeroshot", "basetonovel",
              "conditional", "captions", "finetune", "segmentation")
 WORDS = {"retrieval", "zeroshot", "basetonovel"}                        # those that read
-WRITTEN = 128                                                           # captions at a time
 FROZEN = {"label": ("ridge", "knn", "logistic", "fewshot"), "target": ("regression",)}           # by what they need
 FORMS = {"harmonic": "base {base:.3f}, novel {novel:.3f}, harmonic mean {harmonic:.3f}",
          "miou": "mIoU {miou:.3f}", "accuracy": "accuracy {accuracy:.3f}",
@@ -59,12 +49,12 @@ def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[st
           data_options: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """Measure a run, an encoder folder or "hf:NAME" on `data` (default: what the run was trained on).
 
-    prompts: for zero-shot classes, with {} where a class's name goes; names alone where a run has learned what stands before them
-    (`disa`, `coop`), else a few plain sentences. instructions: for `conditional` on data with attributes, one for each. Without
-    `protocols` a method of pictures and texts is
-    measured by retrieval where there are captions and by zeroshot where there are classes, others by ridge and k-NN.
-    Returns protocol -> its result (`accuracy`, `mae` or `miou`, `n`, `protocol` as a sentence, ...). At most `rows` rows of each
-    split are used, chosen by key. Raises `NotanError` for an unknown protocol, or data without what a protocol needs.
+    prompts: for zero-shot classes, with {} where a class's name goes; names alone where a run has learned what stands
+    before them (`disa`, `coop`), else a few plain sentences. instructions: for `conditional` on data with attributes, one
+    for each. Without `protocols` a method of pictures and texts is measured by retrieval where there are captions and by
+    zeroshot where there are classes, others by ridge and k-NN. Returns protocol -> its result (`accuracy`, `mae` or
+    `miou`, `n`, `protocol` as a sentence, ...). At most `rows` rows of each split are used, chosen by key. Raises
+    `NotanError` for an unknown protocol, or data without what a protocol needs.
     """
     for name in protocols or []:
         if name not in PROTOCOLS:
@@ -81,9 +71,9 @@ def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[st
     if "conditional" in asked:
         results |= conditional(encoding(run), opened, rows, instructions)
     if not WORDS.isdisjoint(asked):
-        results |= _by_words(run, opened, rows, asked, prompts)
+        results |= by_words(run, opened, rows, asked, prompts)
     if "captions" in asked:
-        results["captions"] = _captions(run, opened, rows)
+        results["captions"] = written(run, opened, rows)
     features = None
     for column, names in FROZEN.items():
         if rest := [name for name in asked if name in names]:
@@ -145,107 +135,6 @@ def _fitting(run: str | Path, data: Data) -> list[str]:
     if words and "image" in data.info.columns and reads_both(run):
         return ["retrieval", *(["zeroshot", "ridge"] if data.info.classes else [])]
     return ["regression"] if study.column_of(data) == "target" else ["ridge", "knn"]
-
-
-def reads_both(run: str | Path) -> bool:
-    """Whether a run's method, or a released model, brings pictures and texts to one space."""
-    if not (Path(run) / "config.yaml").exists():
-        return is_dual(str(run))
-    return any(reads_texts(tower) or is_both(tower) for tower in catalogue.method(Run(run).settings.method).towers)
-
-
-def _by_words(run: str | Path, data: Data, rows: int, asked: list[str],
-              prompts: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-    """Pictures and captions of the test split that find each other, and classes by their names."""
-    if not reads_both(run):
-        raise NotanError(f"{run} has no space that pictures and texts share", "a run of a method of both, such as clip",
-                         "--protocol ridge, knn, ...")
-    index, own = keys.shuffle(0, 0, len(data.test))[:rows], learned(run)
-    space = Space(encoding(run), data, index, tuple(prompts or (PROMPTS if own is None else ("{}",))))
-    found: dict[str, dict[str, Any]] = {}
-    if "retrieval" in asked:
-        said = captions(data, index)
-        texts = list(dict.fromkeys(text for every in said for text in every))
-        number = {text: i for i, text in enumerate(texts)}
-        pairs = torch.tensor([(i, number[text]) for i, every in enumerate(said) for text in dict.fromkeys(every)])
-        z, notes = space.read(texts), "equal captions are one, and belong to each of their pictures"
-        notes += f"; {lost.rstrip('.')}" if (lost := cut_by(run, texts)) else ""
-        found = {"picture to text": retrieval(space.images, z, pairs, notes=notes),
-                 "text to picture": retrieval(z, space.images, pairs.flip(1), notes=notes)}
-    if "zeroshot" in asked:
-        found["zero-shot"] = zero_shot(space.images, *space.classes(), notes=space.notes)
-    if "basetonovel" in asked:
-        found["base to novel"] = base_to_novel(space.images, *space.classes(), notes=space.notes)
-        if own is not None:
-            plain = Space(encoding(own.base), data, index, (own.config["template"],))
-            found["base to novel, frozen"] = base_to_novel(plain.images, *plain.classes(), notes=plain.notes)
-    return found
-
-
-def _captions(run: str | Path, data: Data, rows: int) -> dict[str, Any]:
-    """What a run writes of test pictures, and how likely it finds what was said of them."""
-    if not (Path(run) / "config.yaml").exists() or "caption" not in catalogue.method(Run(run).settings.method).has:
-        raise NotanError(f"{run} writes no captions", "a run of a method that does, such as coca", "--protocol retrieval")
-    if "image" not in data.info.columns:
-        raise NotanError(f"{data.info.name} has no pictures, only {', '.join(data.info.columns)}", "pictures with captions",
-                         "--column THEIRS=image")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    method: Any = Run(run).method().to(device)
-    info, index = Run(run).info, keys.shuffle(0, 0, len(data.test))[:rows]
-    truth, pictures = captions(data, index), data.test.only("image")
-    said, nats, tokens = [], 0.0, 0
-    for start in range(0, len(index), WRITTEN):
-        here, every = slice(start, start + WRITTEN), truth[start : start + WRITTEN]
-        x = fitted(pictures.take(index[here])["image"].to(device), info.channels or 0, info.image_size or 0)
-        said += method.caption(x)
-        own, said_of = zip(*[(i, text) for i, texts in enumerate(every) for text in texts])
-        nll, count = method.caption_nll(x[list(own)], list(said_of))
-        nats, tokens = nats + float(nll.double().sum()), tokens + int(count.sum())
-    return caption_scores(said, nats, tokens, truth, how="the likeliest token at each step",
-                          notes=f"{len(method.text_encoder.tokenizer):,} tokens in the vocabulary")
-
-
-class Space:
-    """Test rows of data in a space of pictures and texts, and what reads texts into it."""
-
-    def __init__(self, encode: Any, data: Data, index: np.ndarray, prompts: tuple[str, ...]) -> None:
-        self.encode, self.data, self.index, self.prompts = encode, data, index, prompts
-        self.images = extract(lambda batch: probed(encode(without_words(batch))), data.test, index)
-        self.notes = "prompts " + "; ".join(map(repr, prompts))
-
-    def read(self, texts: list[str]) -> Tensor:
-        with torch.inference_mode():
-            parts: list[Any] = [self.encode({"text": texts[i : i + 512]}) for i in range(0, len(texts), 512)]
-            return torch.cat([part["text"].float().cpu() for part in parts])
-
-    def classes(self) -> tuple[Tensor, Tensor]:
-        """Labels of the rows (N,), and a direction for each class (C, D)."""
-        labels = torch.from_numpy(self.data.test.values("label")[self.index])
-        return labels, class_features(self.read, self.data.info.classes, self.prompts)
-
-
-def learned(run: str | Path) -> Prompted | None:
-    """The encoder of a run, or in a folder, that has learned what stands before a name; None of any other."""
-    if str(run).startswith("hf:"):
-        return None
-    if (Path(run) / "config.yaml").exists() and not any(map(is_both, catalogue.method(Run(run).settings.method).towers)):
-        return None
-    found = load_tower(run)
-    return found if isinstance(found, Prompted) else None
-
-
-def captions(data: Data, index: np.ndarray) -> list[list[str]]:
-    """All captions of some test rows. Raises `NotanError` for data without."""
-    column = next((name for name in ("captions", "text") if name in data.test.columns), "")
-    if not column:
-        raise NotanError(f"{data.info.name} has the columns {', '.join(data.info.columns)}", "captions: text or captions",
-                         "--column THEIRS=text")
-    said = data.test.only(column).take(index)[column]
-    return said if column == "captions" else [[text] for text in said]
-
-
-def without_words(batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in batch.items() if name not in ("text", "captions")}
 
 
 def _finetune(run: str | Path, data: Data, rows: int, seed: int) -> dict[str, Any]:

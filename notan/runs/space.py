@@ -20,7 +20,7 @@ from notan.nets.protocols import DualEncoder, ImageEncoder, LanguageModel, Numbe
 from notan.nets.text import TextTransformer
 from notan.runs.embed import by_method, fitted, load_tower
 from notan.runs.folder import Run
-from notan.runs.probe import reads_both
+from notan.runs.words import reads_both
 
 Batch = dict[str, Any]
 
