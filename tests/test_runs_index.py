@@ -95,6 +95,18 @@ def test_killed_at_any_write_it_goes_on_to_the_same_files(photos, tmp_path, monk
     assert kills >= 3 * 5                                               # three parts of four files and a manifest
 
 
+def test_what_a_killed_writer_left_is_cut_off(photos, tmp_path):
+    model = encoder()
+    indexing.index(model, str(photos), tmp_path / "i")
+    sizes = {name: (tmp_path / "i" / f"{name}.bin").stat().st_size for name in FILES}
+    for name in FILES:
+        with (tmp_path / "i" / f"{name}.bin").open("ab") as file:
+            file.write(b"half a part" * 1000)
+    assert len(Index(tmp_path / "i")) == 11                             # readers do not see it
+    indexing.index(model, str(photos), tmp_path / "i")
+    assert sizes == {name: (tmp_path / "i" / f"{name}.bin").stat().st_size for name in FILES}
+
+
 def test_kill_9_leaves_an_index_that_goes_on_and_a_free_lock(photos, tmp_path):
     save_encoder(encoder(), tmp_path / "model")
     code = ("import os, sys\nfrom notan.runs import index as store, indexing\nindexing.PART = 4\ncalls = []\n"
@@ -222,8 +234,9 @@ def test_one_writer_one_model_one_form(photos, tmp_path):
         with pytest.raises(NotanError, match="another process is writing"):
             indexing.index(encoder(), str(photos), tmp_path / "i")
     save_encoder(encoder(1), tmp_path / "other")
-    with pytest.raises(NotanError, match=r"made by ConvNet \([0-9a-f]{16}\), and this is .*other \([0-9a-f]{16}\)"):
+    with pytest.raises(NotanError, match=r"made by ConvNet \([0-9a-f]{16}\), and this is .*other \([0-9a-f]{16}\)") as refused:
         indexing.index(tmp_path / "other", str(photos), tmp_path / "i")
+    assert indexing.index(encoder(), str(photos), tmp_path / "i").total == 11, refused      # and the lock is free meanwhile
     for how, words in (({"fit": "pad"}, "fit 'crop'"), ({"dtype": "float32"}, "dtype 'float16'"),
                        ({"fit": "crap"}, "did you mean"), ({"split": "val"}, "no split"),
                        ({"dtype": "int8"}, "float16 or float32")):
