@@ -125,8 +125,11 @@ def test_kill_9_leaves_an_index_that_goes_on_and_a_free_lock(photos, tmp_path):
 
 def test_what_is_kept_is_what_the_model_gives(photos, tmp_path):
     model = encoder()
-    done = indexing.index(model, str(photos), tmp_path / "i", dtype="float32")
+    done = indexing.index(model, str(photos), tmp_path / "i", dtype="float32", precision="fp32")
     index = Index(tmp_path / "i")
+    indexing.index(model, str(photos), tmp_path / "low", dtype="float32", precision="bf16")
+    low = Index(tmp_path / "low").vectors
+    assert 1e-5 < abs(low - index.vectors).max() < 1e-2 and (low * index.vectors).sum(1).min() > 0.999
     assert (done.new, done.total, index.kind, index.classes) == (11, 11, "picture", ["cat", "dog"])
     for name, row in names(index).items():
         pixels = torch.from_numpy(decode(photos / name, Form(16, 3, "crop")))[None].float() / 255
