@@ -51,8 +51,9 @@ CLAIM = {
                 "rate is the best of 3e-4, 1e-3, 3e-3 and 1e-2 for IVLP, which all of DiSa's arms share, and of 3e-3, 1e-2 and "
                 "3e-2 for CoOp, by base accuracy on other pictures on seed 100. There, too, the sign of saliency was checked "
                 "against the objects' masks: patches on the object are less like the text, so salient ones are those of low "
-                "cosine (text_patch_neg), and + CIR, nearest keeps those of high cosine. A frozen model that had seen Twitter's "
-                "drawings in every second picture had nothing to gain on base classes from 64 pictures.",
+                "cosine (text_patch_neg), and + CIR, nearest keeps those of high cosine. DiSa with those had been seen there "
+                "before (novel .39, IVLP + SR .46, zero-shot .48); with text_patch_neg it was not tried. A frozen model that "
+                "had seen Twitter's drawings in every second picture had nothing to gain on base classes from 64 pictures.",
     "uses": ["_train.py", "_composites.py"], "methods": ["disa", "coop", "clip", "_prompting", "_pairs"],
     "minutes": 15,
 }
