@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import nn
 
 from notan.errors import NotanError
@@ -33,6 +34,10 @@ def saved_hub(folder, kind="clip"):
 
     wide = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
     words = tiny_text_encoder().tokenizer
+    if kind == "clip":                                                  # as CLIP's: one token before the text, another after it
+        words.add_special_tokens({"bos_token": "<|start|>"})
+        ends = [(words.bos_token, words.bos_token_id), (words.eos_token, words.eos_token_id)]
+        words.backend_tokenizer.post_processor = TemplateProcessing(single=f"{ends[0][0]} $A {ends[1][0]}", special_tokens=ends)
     text = wide | {"vocab_size": len(words), "max_position_embeddings": 16, "projection_size": 24,
                    **{f"{name}_token_id": words.eos_token_id for name in ("bos", "eos", "pad")}}
     vision = wide | {"image_size": 16, "patch_size": 4}
@@ -42,7 +47,6 @@ def saved_hub(folder, kind="clip"):
     else:
         model = T.SiglipModel(T.SiglipConfig(text_config=text, vision_config=vision))
     model.save_pretrained(folder)
-    words.add_special_tokens({"additional_special_tokens": []})
     words.model_max_length = 16
     words.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}))
@@ -195,7 +199,7 @@ def test_a_released_model_is_searched_by_words_and_a_sentence_encoder_by_texts(t
     (tmp_path / "photos").mkdir()
     for i, colour in enumerate(((200, 0, 0), (0, 200, 0), (0, 0, 200), (90, 90, 0))):
         Image.new("RGB", (20, 20), colour).save(tmp_path / "photos" / f"{i}.png")
-    embed(f"hf:{tmp_path / 'clip'}", tmp_path / "photos", out=tmp_path / "index")
+    embed(f"hf:{tmp_path / 'clip'}", tmp_path / "photos", out=tmp_path / "index", precision="fp32")
     assert opened_for(f"hf:{tmp_path / 'clip'}", tmp_path / "photos", None).info.image_size == 16, "read as the model reads"
     assert opened_for(f"hf:{tmp_path / 'clip'}", tmp_path / "photos", {"cache_side": 12}).info.image_size == 12
     found = search(tmp_path / "index", "a cat")
