@@ -212,10 +212,13 @@ def judge(values: Values) -> tuple[str, str]:
     gained = {arm: any(gains[arm, m].low > 0 for m in ("classes", "arithmetic")) for arm in (*added, shifted)}
     closed = mean(values, shifted, "distance") < mean(values, clip, "distance") / 4
     sentence = (
-        "Separability: " + ", ".join(f"{arm} {mean(values, arm, 'separability'):.2f}" for arm in values)
+        "Over CLIP 128 in classes and arithmetic: "
+        + ", ".join(f"{arm} {gains[arm, 'classes']} and {gains[arm, 'arithmetic']}" for arm in (*added, shifted))
+        + f", though subtracting the means brings their distance from {mean(values, clip, 'distance'):.2f} to "
+        + f"{mean(values, shifted, 'distance'):.2f}. Separability: "
+        + ", ".join(f"{arm} {mean(values, arm, 'separability'):.2f}" for arm in values)
         + f" (twins at start {mean(values, 'twins 128', 'separability at start'):.2f}). Distance of means: "
         + ", ".join(f"{arm} {mean(values, arm, 'distance'):.2f}" for arm in values)
-        + ". Over CLIP 128: " + "; ".join(f"{arm} in {m} {by}" for (arm, m), by in gains.items())
         + ". Over CLIP 32 in classes: " + ", ".join(f"{arm} {paired(values, arm, 'CLIP 32', 'classes')}" for arm in
                                                     ("CUA 32", "CUAXU 32"))
         + ". R@1 to picture over CLIP 128: " + ", ".join(f"{arm} {paired(values, arm, clip, 'R@1 to picture')}" for arm in added)
