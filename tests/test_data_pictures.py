@@ -234,7 +234,7 @@ def test_pixels_and_bytes_take_the_same_way():
     rows = [{"x": {"bytes": file.getvalue(), "path": None}}, {"x": None}]
     encoded = Encoded(rows, "x", "stamp")
     assert np.array_equal(decode(encoded.read(0), form), decode(planes, form))
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="there is none"):
         encoded.read(1)
     with pytest.raises(NotanError, match="uint8"):
         Pixels(np.zeros((2, 3, 4, 4), np.float32))

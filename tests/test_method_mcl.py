@@ -38,7 +38,7 @@ from notan.runs.train import Stopped, train
 HERE = Path(__file__).parent
 TINY = {"name": "vit", "patch": 4, "dim": 16, "depth": 1, "heads": 2}
 BASE = "simclr:hidden=16,dim=8"
-OPTIONS = {"encoder": TINY, "batch": 16, "steps": 9, "threads": 1, "log_every": 1,
+OPTIONS = {"encoder": TINY, "batch": 16, "steps": 9, "threads": 1, "precision": "fp32", "log_every": 1,
            "settings": {"base": BASE, "extra": 2, "clusters": 3}}
 
 

@@ -23,7 +23,7 @@ from notan.runs.report import write_single
 from notan.runs.train import train_config
 
 SPEC = "gpt2:dim=16,depth=1,heads=2,context=32,vocabulary=270"
-HOW = {"steps": 6, "batch": 8, "threads": 1, "encoder": SPEC, "save_every": 3}
+HOW = {"precision": "fp32", "steps": 6, "batch": 8, "threads": 1, "encoder": SPEC, "save_every": 3}
 SAID = ("the {0} ran to the {1} and hid there", "price of a {0} rose by {1} today", "no {0} without a {1}, they say")
 WORDS = "cat dog house sea tree boat song bread".split()  # noqa: SIM905
 
