@@ -10,7 +10,7 @@ from notan.nets.convert import hf_config, hf_preprocessor, vit_to_hf
 from notan.nets.pixels import patchify, unpatchify
 from notan.nets.positions import sincos_2d
 from notan.nets.protocols import ConvEncoder, ImageEncoder, TokenEncoder
-from notan.nets.vit import Block, ViT
+from notan.nets.vit import Block, ViT, attention
 
 TIMM_KEYS = {
     "cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias",
@@ -176,3 +176,15 @@ def test_bad_pixels_are_named():
         vit(torch.rand(2, 3, 20, 20))
     with pytest.raises(NotanError, match="uint8"):
         vit(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_attention_to_some_tokens_is_that_to_them_alone(dtype):
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8, generator=g).to(dtype) for n in (4, 6, 6))
+    shown = torch.tensor([[True] * 6, [True, False, True, True, False, True]])
+    found = attention(q, k, v, shown=shown)
+    for b in range(2):
+        alone = attention(q[b : b + 1], k[b : b + 1, :, shown[b]], v[b : b + 1, :, shown[b]])
+        close = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 2e-2, "atol": 1e-2}
+        torch.testing.assert_close(found[b : b + 1], alone, **close)

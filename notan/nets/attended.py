@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from notan.errors import NotanError
 from notan.nets.attribution import Seen, recorded
-from notan.nets.hub import inside
+from notan.nets.hub import blocks_of
 
 
 def class_attention(encoder: Any, run: Callable[[], Any]) -> Tensor:
@@ -21,7 +21,7 @@ def class_attention(encoder: Any, run: Callable[[], Any]) -> Tensor:
     if encoder.prefix != 1 or getattr(encoder, "pool", "cls") != "cls":
         raise NotanError(f"{type(encoder).__name__} does not sum a picture up in a class token", "one that does",
                          "--saliency text_patch or grad")
-    with torch.no_grad(), recorded([_last(encoder)]) as seen:
+    with torch.no_grad(), recorded([blocks_of(encoder)[-1]]) as seen:
         run()
     return _weights(seen[0])[:, :, 0, 1:].mean(1)
 
@@ -31,16 +31,12 @@ def relevance(encoder: Any, run: Callable[[], Tensor]) -> Tensor:
 
     The positive parts of A * dscore/dA, A the last block's attention: the mean over heads, summed over who attends.
     """
-    with torch.enable_grad(), recorded([_last(encoder)]) as seen:
+    with torch.enable_grad(), recorded([blocks_of(encoder)[-1]]) as seen:
         score = run().sum()
     (g,) = torch.autograd.grad(score, seen[0].o)
     g, v = (_split(x, seen[0].heads) for x in (g, seen[0].v))           # (B, heads, L, d)
     effect = (_weights(seen[0]) * (g @ v.mT)).clamp(min=0).mean(1).sum(1)                       # (B, L)
     return effect[:, encoder.prefix:].detach()
-
-
-def _last(encoder: Any) -> nn.Module:
-    return encoder.blocks[-1] if hasattr(encoder, "blocks") else inside(encoder.model, encoder.config["source"])[1][-1]
 
 
 def _weights(seen: Seen) -> Tensor:

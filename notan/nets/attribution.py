@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from notan.errors import NotanError
-from notan.nets.hub import inside
+from notan.nets.hub import blocks_of
 from notan.nets.text import GROUP, HubText, TextTransformer
 
 EPSILON = 1e-8
@@ -98,10 +98,9 @@ class Words(NamedTuple):
     @staticmethod
     def of(encoder: Any) -> Words:
         """Raises `NotanError` for a tower that reads both ways, or sums up otherwise."""
-        if isinstance(encoder, TextTransformer):
-            return Words(encoder.blocks, inspect.unwrap(encoder.forward))       # without what --micro-batch laid around it
-        if isinstance(encoder, HubText) and encoder.model.config.model_type == "clip_text_model":   # type: ignore[union-attr]
-            return Words(inside(encoder.model, encoder.config["source"])[1], inspect.unwrap(encoder.forward))
+        clip = isinstance(encoder, HubText) and encoder.model.config.model_type == "clip_text_model"   # type: ignore[union-attr]
+        if clip or isinstance(encoder, TextTransformer):
+            return Words(blocks_of(encoder), inspect.unwrap(encoder.forward))   # without what --micro-batch laid around it
         kind = type(getattr(encoder, "model", encoder)).__name__
         raise NotanError(f"the text tower is a {kind}", "one that reads forwards and sums a text up at its end: a fresh one, or "
                          "that of a CLIP", "another dual encoder")
@@ -230,7 +229,7 @@ def patch_scores(encoder: Any, head: nn.Module, pixels: Tensor, t: Tensor, *, la
     if not hasattr(encoder, "states"):
         raise NotanError(f"the picture encoder is a {type(encoder).__name__}, which has no tokens", "a vision transformer",
                          "a dual encoder with a ViT")
-    blocks = encoder.blocks if hasattr(encoder, "blocks") else inside(encoder.model, encoder.config["source"])[1]
+    blocks = blocks_of(encoder)
     if not 1 <= layers <= len(blocks):
         raise NotanError(f"layers = {layers} of a picture tower of {len(blocks)}", "1 or more, no more than it has", "--layers 1")
     with torch.enable_grad(), recorded(blocks[-layers:]) as seen:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from notan.errors import NotanError
-from notan.nets.vit import Block, attention, init_linear
+from notan.nets.pooler import CrossAttention
+from notan.nets.vit import Block, init_linear
 
 
 class FusionDecoder(nn.Module):
@@ -21,9 +21,8 @@ class FusionDecoder(nn.Module):
         if depth < 0 or heads < 1 or dim % heads:
             raise NotanError(f"a decoder of width {dim} with {heads} heads and {depth} blocks", "a width that heads divide",
                              "--decoder-heads 4")
-        self.heads = heads
         self.norm_words, self.norm_picture = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
-        self.q, self.kv, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.look = CrossAttention(dim, heads, dim)
         self.blocks = nn.ModuleList([Block(dim, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.fc, self.norm_head, self.out = nn.Linear(dim, dim), nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, vocabulary)
@@ -31,25 +30,12 @@ class FusionDecoder(nn.Module):
 
     def forward(self, words: Tensor, picture: Tensor, pad: Tensor) -> Tensor:
         """Words (B, T, D), of which pad (B, T) are none, and a picture's tokens (B, L, D) to states (B, T, D)."""
-        q = self._split(self.q(self.norm_words(words)))                 # (B, heads, T, D / heads)
-        k, v = (self._split(x) for x in self.kv(self.norm_picture(picture)).chunk(2, 2))
-        x = self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
+        x = self.look(self.norm_words(words), self.norm_picture(picture))
         for block in self.blocks:
-            x = self._mixed(block, x, ~pad[:, None, None])
+            x = block(x, ~pad)
         return self.norm(x)
 
     def guess(self, states: Tensor) -> Tensor:
         """States (..., D) to logits (..., V)."""
         x = self.fc(states)
         return self.out(self.norm_head(x * (1.702 * x).sigmoid()))      # QuickGELU
-
-    def _mixed(self, block: nn.Module, x: Tensor, shown: Tensor) -> Tensor:
-        """The block, in which nothing sees padding."""
-        assert isinstance(block, Block)
-        q, k, v = (self._split(y) for y in block.attn.qkv(block.norm1(x)).chunk(3, 2))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=shown)
-        x = x + block.attn.proj(y.transpose(1, 2).flatten(2))
-        return x + block.mlp(block.norm2(x))
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)

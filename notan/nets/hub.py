@@ -112,6 +112,11 @@ def inside(model: Any, source: str) -> tuple[nn.Module, nn.ModuleList]:
     return model.embeddings, layers
 
 
+def blocks_of(encoder: Any) -> nn.ModuleList:
+    """The blocks of a transformer, ours or one of `transformers` behind a protocol of ours."""
+    return encoder.blocks if hasattr(encoder, "blocks") else inside(encoder.model, encoder.config["source"])[1]
+
+
 @contextmanager
 def changed_inside(first: nn.Module, change: Callable[..., Tensor], layers: nn.ModuleList, extra: Extra,
                    at: int) -> Iterator[None]:

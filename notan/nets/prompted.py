@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from notan.errors import NotanError, check_between
-from notan.nets.hub import inside
+from notan.nets.hub import blocks_of
 from notan.nets.insert import Extra
 from notan.nets.protocols import DualEncoder
 
@@ -97,23 +97,17 @@ def vectors(encoder: Any, count: int, depth: int) -> nn.ParameterList:
     """
     if not count:
         return nn.ParameterList()
-    blocks = getattr(encoder, "blocks", None)
-    if blocks is None:
-        if not hasattr(encoder, "model"):
-            raise NotanError(f"prompts for a {type(encoder).__name__}, which has no tokens", "a transformer",
-                             "--image-prompts 0, or a dual encoder with a ViT")
-        blocks = inside(encoder.model, encoder.config["source"])[1]
-    return nn.ParameterList([nn.Parameter(STD * torch.randn(1, count, encoder.dim)) for _ in range(min(depth, len(blocks)))])
+    if not hasattr(encoder, "blocks") and not hasattr(encoder, "model"):
+        raise NotanError(f"prompts for a {type(encoder).__name__}, which has no tokens", "a transformer",
+                         "--image-prompts 0, or a dual encoder with a ViT")
+    with_own = min(depth, len(blocks_of(encoder)))
+    return nn.ParameterList([nn.Parameter(STD * torch.randn(1, count, encoder.dim)) for _ in range(with_own)])
 
 
 def word_vectors(encoder: Any, text: str) -> Tensor:
     """The vectors of a text's tokens before their positions are added: (K, D)."""
     ids = encoder.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-    if hasattr(encoder, "token_embedding"):
-        table = encoder.token_embedding
-    else:
-        embeddings: Any = inside(encoder.model, encoder.config["source"])[0]
-        table = getattr(embeddings, "token_embedding", None) or embeddings.word_embeddings
+    table = encoder.token_embedding
     return table(torch.tensor(ids, dtype=torch.int64, device=table.weight.device)).detach()
 
 

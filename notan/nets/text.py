@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from notan.errors import NotanError, did_you_mean
 from notan.nets.files import load_weights, moved_into
-from notan.nets.hub import bare, changed_inside, fingerprint, inside, opened
+from notan.nets.hub import bare, blocks_of, changed_inside, fingerprint, inside, opened
 from notan.nets.insert import Extra, count, inserted, replaced, through
 from notan.nets.language import fresh, open_tokenizer, padded, without_bars
 from notan.nets.spec import parse
@@ -120,8 +121,7 @@ class HubText(nn.Module):
         pad = torch.zeros_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device) == 0
         if room:                                                        # any token but a special one: its vector is not used
             at = int(self.starts)
-            filler = next(i for i in range(len(self.tokenizer)) if i not in self.tokenizer.all_special_ids)
-            ids = torch.cat([ids[:, :at], ids.new_full((len(ids), room), filler), ids[:, at:]], dim=1)
+            ids = torch.cat([ids[:, :at], ids.new_full((len(ids), room), self.filler), ids[:, at:]], dim=1)
             pad = torch.cat([pad.new_zeros(len(pad), room), pad], dim=1)
         return ids, pad
 
@@ -129,11 +129,23 @@ class HubText(nn.Module):
         """How many tokens each text would have if none were cut, special ones among them."""
         return [len(row) for row in self.tokenizer(list(texts), verbose=False)["input_ids"]]
 
-    @property
+    @cached_property
     def starts(self) -> bool:
         """Whether its tokenizer puts a token before the text (SigLIP's does not)."""
         ids = self.tokenizer("a")["input_ids"]
         return len(ids) > 1 and ids[0] in self.tokenizer.all_special_ids
+
+    @cached_property
+    def filler(self) -> int:
+        """The first token that is none of the special ones."""
+        special = {*self.tokenizer.all_special_ids}
+        return next(i for i in range(len(self.tokenizer)) if i not in special)
+
+    @property
+    def token_embedding(self) -> Any:
+        """The table of its tokens' vectors."""
+        embeddings: Any = inside(self.model, self.config["source"])[0]
+        return getattr(embeddings, "token_embedding", getattr(embeddings, "word_embeddings", None))
 
     def forward(self, ids: Tensor, pad: Tensor | None = None, extra: Extra = ()) -> Tensor:
         return self._run(ids, pad, extra).last_hidden_state
@@ -156,10 +168,8 @@ class HubText(nn.Module):
         mask = None if pad is None else (~pad).long()
         if not extra:
             return self.model(input_ids=ids, attention_mask=mask)
-        embeddings, layers = inside(self.model, self.config["source"])
-        words: Any = getattr(embeddings, "token_embedding", getattr(embeddings, "word_embeddings", None))
-        at = int(self.starts)
-        with changed_inside(words, lambda _module, _inputs, x: replaced(x, extra[0], at), layers, extra, at):
+        layers, at = blocks_of(self), int(self.starts)
+        with changed_inside(self.token_embedding, lambda _module, _inputs, x: replaced(x, extra[0], at), layers, extra, at):
             return self.model(input_ids=ids, attention_mask=mask)
 
 

@@ -29,11 +29,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:                             # (B, L, D) -> (B, L, D)
+    def forward(self, x: Tensor, shown: Tensor | None = None) -> Tensor:     # (B, L, D), (B, L) -> (B, L, D)
+        """shown: True where a token may be looked at; all where None."""
         B, L, D = x.shape
         qkv = self.qkv(x).view(B, L, 3, self.heads, D // self.heads)
         q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))            # 3 x (B, heads, L, D / heads)
-        y = attention(q, k, v, causal=self.causal)
+        y = attention(q, k, v, causal=self.causal, shown=shown)
         return self.proj(y.transpose(1, 2).reshape(B, L, D))
 
     def tail(self, x: Tensor, last: int) -> Tensor:                     # (B, L, D) -> (B, last, D)
@@ -71,8 +72,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Tensor) -> Tensor:                             # (B, L, D) -> (B, L, D)
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, shown: Tensor | None = None) -> Tensor:     # (B, L, D), (B, L) -> (B, L, D)
+        x = x + self.attn(self.norm1(x), shown)
         return x + self.mlp(self.norm2(x))
 
     def tail(self, x: Tensor, last: int) -> Tensor:                     # (B, L, D) -> (B, last, D)
@@ -178,19 +179,24 @@ class ViT(nn.Module):
         return self(pixels)[:, 1:].transpose(1, 2).unflatten(2, self.grid)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, *, causal: bool = False) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, *, causal: bool = False,
+              shown: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v with dropout on the weights; q (B, heads, L, d), k and v (B, heads, M, d), to q's shape.
 
-    causal: token i of q sees tokens 0 to i of k, of which there are as many.
+    causal: token i of q sees tokens 0 to i of k, of which there are as many. shown, bool (B, M): which tokens of k all of q may
+    see; not both.
     torch's fused kernel, but for bfloat16 on CPU: its backward there takes several times as long as these products.
     """
     if q.dtype != torch.bfloat16 or q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
-    B = q.shape[0]
+        mask = None if shown is None else shown[:, None, None]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+    B, heads = q.shape[:2]
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)         # (B * heads, L, d)
     logits = torch.baddbmm(q.new_empty(1, 1, 1), q, k.mT, beta=0, alpha=q.shape[2] ** -0.5)
     if causal:
         logits = logits + torch.full_like(logits[0], -torch.inf).triu(1)
+    if shown is not None:
+        logits = logits.masked_fill(~shown.repeat_interleave(heads, 0)[:, None], -torch.inf)
     weights = F.dropout(logits.softmax(2), dropout)
     return torch.bmm(weights, v).unflatten(0, (B, -1))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from notan.errors import NotanError
 from notan.probes.features import check_finite
 from notan.probes.protocol import Protocol
+from notan.probes.retrieval import precisions, ranks
 
 ROWS = 512                                                              # queries at a time
 
@@ -41,25 +42,17 @@ def same_value(z: Tensor, values: Tensor, *, queries: Tensor | None = None, spli
         own = torch.arange(start, start + len(s))[:, None] == torch.arange(len(z))
         counts = (theirs & ~own).sum(1)
         chosen = (counts > 0) & look[start : start + ROWS]
-        found.append(_precision(s, theirs & ~own, own)[chosen])
+        precision = precisions(ranks(s, theirs & ~own, ~theirs, int(counts.max()))).sum(1) / counts.clamp(min=1)
+        found.append(precision[chosen])
         shares.append((counts.double() / max(len(z) - 1, 1))[chosen])
-    precision, share = torch.cat(found), torch.cat(shares)
-    if not len(precision) or bool((share == 1).all()):
+    every, share = torch.cat(found), torch.cat(shares)
+    if not len(every) or bool((share == 1).all()):
         raise NotanError(f"{len(z):,} rows with {len(values.unique()):,} values", "two values or more, one of them in two rows",
                          "more rows, or another attribute")
-    mean, chance = float(precision.mean()), float(share.mean())
-    protocol = Protocol("cosine retrieval of equal values, ties count against", split, 0, len(precision),
+    mean, chance = float(every.mean()), float(share.mean())
+    protocol = Protocol("cosine retrieval of equal values, ties count against", split, 0, len(every),
                         notes=f"among {len(z):,}, the query left out" + (f"; {notes}" if notes else ""))
-    return {"map": mean, "scaled": (mean - chance) / (1 - chance), "chance": chance, "n": len(precision), "protocol": protocol}
-
-
-def _precision(s: Tensor, theirs: Tensor, left_out: Tensor) -> Tensor:
-    """Average precision of each row of similarities s (n, N), whose right ones are theirs, bool (n, N): (n,)."""
-    others = s.masked_fill(theirs | left_out, -torch.inf).sort(1).values
-    right = s.masked_fill(~theirs, -torch.inf).sort(1, descending=True).values                  # theirs first, the nearest first
-    before = s.shape[1] - torch.searchsorted(others, right.contiguous())                        # others at least as near
-    place = torch.arange(1, s.shape[1] + 1)
-    return torch.where(right.isinf(), 0, place / (place + before)).sum(1) / theirs.sum(1).clamp(min=1)
+    return {"map": mean, "scaled": (mean - chance) / (1 - chance), "chance": chance, "n": len(every), "protocol": protocol}
 
 
 def own_gallery(queries: Tensor, gallery: Tensor, right: Tensor, *, at: Sequence[int] = (1, 2, 3), split: str = "the test split",

@@ -33,15 +33,14 @@ def retrieval(queries: Tensor, gallery: Tensor, pairs: Tensor, *, split: str = "
     if not len(queries) or int(counts.min()) == 0:
         raise NotanError(f"{int((counts == 0).sum()):,} of {len(queries):,} queries have nothing that belongs to them",
                          "at least one row of the gallery for each query", "leave these queries out")
-    ranks = torch.cat(list(_ranks(queries, gallery, pairs, int(counts.max()))))                 # (N, R), inf where there is none
-    place = torch.arange(1, ranks.shape[1] + 1)
-    precision = torch.where(ranks.isinf(), 0, place / ranks)
-    last = ranks.masked_fill(ranks.isinf(), 0).amax(1)
+    found = torch.cat(list(_ranks(queries, gallery, pairs, int(counts.max()))))                 # (N, R), inf where there is none
+    last = found.masked_fill(found.isinf(), 0).amax(1)
     protocol = Protocol("cosine search, ties count against", split, 0, len(queries),
                         notes=f"among {len(gallery):,}" + (f"; {notes}" if notes else ""))
-    return {**{f"r{k}": float((ranks[:, 0] <= k).double().mean()) for k in AT}, "map": float((precision.sum(1) / counts).mean()),
-            "minp": float((counts / last).mean()), "median": float(ranks[:, 0].median()),
-            "chance": float((counts / len(gallery)).mean()), "n": len(queries), "protocol": protocol}
+    return {**{f"r{k}": float((found[:, 0] <= k).double().mean()) for k in AT},
+            "map": float((precisions(found).sum(1) / counts).mean()), "minp": float((counts / last).mean()),
+            "median": float(found[:, 0].median()), "chance": float((counts / len(gallery)).mean()), "n": len(queries),
+            "protocol": protocol}
 
 
 def _ranks(queries: Tensor, gallery: Tensor, pairs: Tensor, most: int):
@@ -52,8 +51,20 @@ def _ranks(queries: Tensor, gallery: Tensor, pairs: Tensor, most: int):
         here = pairs[(pairs[:, 0] >= start) & (pairs[:, 0] < start + len(s))]
         own = torch.zeros_like(s, dtype=torch.bool)
         own[here[:, 0] - start, here[:, 1]] = True
-        theirs = s.masked_fill(~own, -torch.inf).topk(most, dim=1).values                       # (n, R), the largest first
-        others = s.masked_fill(own, -torch.inf).sort(1).values
-        before = s.shape[1] - torch.searchsorted(others, theirs.contiguous())                   # others at least as near
-        rank = before + torch.arange(1, most + 1)
-        yield torch.where(theirs == -torch.inf, torch.inf, rank.double())
+        yield ranks(s, own, ~own, most)
+
+
+def ranks(s: Tensor, own: Tensor, others: Tensor, most: int) -> Tensor:
+    """Ranks from 1, the best first, of what belongs to queries of similarities s (n, M): float64 (n, most), inf after the last.
+
+    own, others: bool (n, M), what belongs to a query, and what it has to be told from. Of equal ones the others come first.
+    """
+    theirs = s.masked_fill(~own, -torch.inf).topk(most, dim=1).values                           # (n, R), the largest first
+    before = s.shape[1] - torch.searchsorted(s.masked_fill(~others, -torch.inf).sort(1).values, theirs.contiguous())
+    rank = before + torch.arange(1, most + 1)                           # others at least as near come before
+    return torch.where(theirs == -torch.inf, torch.inf, rank.double())
+
+
+def precisions(ranks: Tensor) -> Tensor:
+    """Precision at each of the ranks (n, R) of what belongs to a query: (n, R), 0 where there is none."""
+    return torch.where(ranks.isinf(), 0, torch.arange(1, ranks.shape[1] + 1) / ranks)

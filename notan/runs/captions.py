@@ -21,12 +21,13 @@ def cut_captions(config: Config, method: nn.Module, data: Data) -> dict[str, dic
     """The fact `captions`, by text encoder: how many captions of at most TEXTS training rows are longer than its context (see
     `nets.text.cut`), and how many `rows` of the `training` rows were looked at; {} of a method without a text encoder.
     """
-    entry, index = catalogue.method(config.method), keys.shuffle(0, 0, len(data.train))[:TEXTS]
+    entry = catalogue.method(config.method)
     towers = readers(entry, lambda name: getattr(method, name))
     words = [c for c in entry.columns if c in data.train.columns and COLUMNS[c].dtype == "str"]
     words = [c for c in words if c != "captions" or "text" not in words]    # what methods read of the two
     if not towers or not words:
         return {}
+    index = keys.shuffle(0, 0, len(data.train))[:TEXTS]
     batch = data.train.only(*words).take(index)
     texts = [text for c in words for cell in batch[c] for text in ([cell] if isinstance(cell, str) else cell)]
     looked = {"rows": len(index), "training": data.rows}
