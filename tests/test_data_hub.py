@@ -136,3 +136,12 @@ def test_without_a_hub_what_was_downloaded_before_is_used(tmp_path, no_hub):
     assert (len(data.train), len(data.test), data.info.classes) == (30, 10, ("no", "yes"))
     with pytest.raises(NotanError, match=r"has been downloaded as a whole.*leave out --stream"):
         open_data("nobody/pictures", stream=True)
+
+
+def test_splits_that_share_their_label_alone(tmp_path):
+    import datasets
+
+    parts = {"train": {"text": ["a", "b", "c", "d"], "label": [0, 1, 0, 1]}, "test": {"label": [0, 1]}}
+    datasets.DatasetDict({name: datasets.Dataset.from_dict(rows) for name, rows in parts.items()}).save_to_disk(tmp_path / "d")
+    data = open_data(tmp_path / "d")
+    assert data.info.columns == ("label",) and "Column text is not in the test split and is left out." in data.notes

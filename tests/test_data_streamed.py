@@ -1,6 +1,5 @@
 """open_data(stream=True): the same rows as without, each once an epoch, none of the test rows, from any kind of shard."""
 
-import io
 import json
 import os
 from itertools import pairwise
@@ -11,12 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from numbered import epoch, numbers, png
 
 from notan.data import loader_of, open_data, sample, shards, streamed
 from notan.data.lines import LineShard
 from notan.data.plan import Plan
-from notan.data.table import Data
 from notan.errors import NotanError
 from notan.runs.embed import embed
 
@@ -24,13 +22,6 @@ from notan.runs.embed import embed
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NOTAN_CACHE", str(tmp_path / "cache"))
-
-
-def png(i: int) -> bytes:
-    """A picture that says its number."""
-    file = io.BytesIO()
-    Image.fromarray(np.full((4, 4), i % 256, np.uint8)).save(file, "png")
-    return file.getvalue()
 
 
 def pictures(root: Path, each: int = 10) -> Path:
@@ -72,18 +63,6 @@ def write(path: Path, cells: dict) -> None:
     else:
         sep = "\t" if path.suffix == ".tsv" else ","
         pd.DataFrame(cells).assign(img=["../" + i for i in cells["img"]]).to_csv(path, index=False, sep=sep)
-
-
-def epoch(data: Data, batch_size: int = 4, seed: int = 0) -> dict:
-    """All batches of an epoch, concatenated."""
-    loader = loader_of(data, batch_size=batch_size, seed=seed)
-    batches = [loader.batch(step) for step in range(loader.steps_per_epoch)]
-    return {name: torch.cat([b[name] for b in batches]) if torch.is_tensor(v) else [x for b in batches for x in b[name]]
-            for name, v in batches[0].items()}  # fmt: skip
-
-
-def numbers(images: torch.Tensor) -> list[int]:
-    return images[:, 0, 0, 0].tolist()
 
 
 KINDS = ["parquet", "jsonl", "csv", "tsv"]

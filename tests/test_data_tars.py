@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from numbered import epoch, numbers, png
 
 from notan.data import loader_of, open_data, tars
 from notan.data.doctor import diagnose, diagnose_stream
@@ -27,13 +27,6 @@ from notan.errors import NotanError
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NOTAN_CACHE", str(tmp_path / "cache"))
-
-
-def png(i: int) -> bytes:
-    """A picture that says its number."""
-    file = io.BytesIO()
-    Image.fromarray(np.full((4, 4), i % 256, np.uint8)).save(file, "png")
-    return file.getvalue()
 
 
 def tar(path: Path, found: dict[str, bytes] | list[tuple[str, bytes]], kind: int = tarfile.PAX_FORMAT) -> Path:
@@ -62,19 +55,8 @@ def shards(root: Path, rows: int = 40, parts: int = 2, first: int = 0) -> Path:
     return root
 
 
-def numbers(images: torch.Tensor) -> list[int]:
-    return images[:, 0, 0, 0].tolist()
-
-
 def every(rows) -> dict:
     return rows.take(np.arange(len(rows)))
-
-
-def epoch(data, batch_size: int = 4) -> dict:
-    loader = loader_of(data, batch_size=batch_size, seed=0)
-    batches = [loader.batch(step) for step in range(loader.steps_per_epoch)]
-    return {name: torch.cat([b[name] for b in batches]) if torch.is_tensor(v) else [x for b in batches for x in b[name]]
-            for name, v in batches[0].items()}
 
 
 def hang_together(batch: dict) -> None:

@@ -22,6 +22,7 @@ from notan.nets.build import build_encoder, save_encoder
 from notan.nets.language import new_tokenizer
 from notan.nets.text import TextTransformer
 from notan.runs import nearest, results
+from notan.runs.folder import Run
 from notan.runs.index import Index, Writer
 from notan.runs.search import Found, Hit, Searcher
 from notan.runs.space import Space, heard
@@ -166,7 +167,7 @@ def test_a_run_of_clip_finds_pictures_by_words_and_by_pictures(emoji):
     assert (len(index), index.kind, len(index.classes)) == (1911, "picture", 10)
     searcher = Searcher(emoji / "index")
     with torch.inference_mode():
-        q = F.normalize(Run(emoji).encode({"text": ["red heart"]})["text"], dim=1)
+        q = F.normalize(Run(emoji / "run").method().encode({"text": ["red heart"]})["text"], dim=1)
     wanted = brute(index, q, 5)
     found = searcher.words("red heart", top=5)
     np.testing.assert_allclose([hit.score for hit in found.hits], wanted.values[0], atol=1e-5)
@@ -180,12 +181,6 @@ def test_a_run_of_clip_finds_pictures_by_words_and_by_pictures(emoji):
     assert searcher.picture(file.getvalue(), top=1).hits[0].row == nearest_.row
     assert nearest_.row not in [hit.row for hit in searcher.like(nearest_.row, top=20).hits]
     assert embed(emoji / "run", "emoji", out=emoji / "index") == emoji / "index" and Index(emoji / "index").count == 1911
-
-
-def Run(home):
-    from notan.runs.folder import Run as Folder
-
-    return Folder(home / "run").method()
 
 
 def test_words_that_a_model_cannot_know_are_said(emoji):

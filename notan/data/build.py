@@ -25,7 +25,7 @@ def build(
     raw: Raw, cache: Path, *, cache_side: int | None, fit: str, cache_limit_gb: float, limit_bad: float
 ) -> Data:
     """Decode, check and split what a reader found. Raises NotanError as `open_data` says."""
-    tables = {"train": raw.train} | ({"test": raw.test} if raw.test is not None else {})
+    tables = raw.tables
     form = choose_form(tables, cache, cache_side, fit, raw.notes)
     bad: dict[str, dict[int, str]] = {name: {} for name in tables}
     stores = {name: _decode(table, form, cache, cache_limit_gb, raw.notes, bad[name]) for name, table in tables.items()}

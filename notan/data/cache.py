@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -219,6 +219,19 @@ def write_whole(path: Path, write: Any) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def noted(cache: Path | None, room: str, about: str, find: Callable[[], Any]) -> Any:
+    """What `find` finds (JSON can hold it), out of a folder of the cache where it is known; `about` says all it depends on."""
+    kept = None if cache is None else cache / room / f"{hashlib.blake2b(about.encode(), digest_size=10).hexdigest()}.json"
+    if kept is not None:
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads(kept.read_text())
+    found = find()
+    if kept is not None:
+        with contextlib.suppress(OSError):  # the cache is a convenience
+            write_whole(kept, lambda file: file.write(json.dumps(found).encode()))
+    return found
 
 
 def _quiet() -> warnings.catch_warnings:

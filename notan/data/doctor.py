@@ -79,17 +79,13 @@ def _sorted(found: list[Finding]) -> list[Finding]:
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def _tables(raw: Raw) -> dict[str, dict[str, Any]]:
-    return {"train": raw.train} | ({"test": raw.test} if raw.test is not None else {})
-
-
 def _pictures(raw: Raw) -> Iterator[Any]:
-    for table in _tables(raw).values():
+    for table in raw.tables.values():
         yield from (store for name, store in table.items() if COLUMNS[name].picture)
 
 
 def _unreadable(raw: Raw, side: int | None) -> Iterator[Finding]:
-    form = choose_form(_tables(raw), cache_root(), side, "crop", [])
+    form = choose_form(raw.tables, cache_root(), side, "crop", [])
     for pictures in _pictures(raw):
         assert form is not None
         bad = decoded(pictures, form, cache_root(), 8).bad

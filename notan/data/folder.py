@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from notan.data import keys
-from notan.data.cache import CHUNK, workers, write_whole
+from notan.data.cache import CHUNK, noted, workers
 from notan.data.pictures import SUFFIXES, Files, stamp_of
 from notan.data.raw import Raw
 from notan.errors import NotanError
@@ -61,9 +58,8 @@ def read_pictures(root: Path) -> Raw:
     texts = {split: [*lines_of(paths)] for split, paths in beside.items()}
     if texts:
         column = _column_of({split: [*map(len, every)] for split, every in texts.items()}, beside, root)
-        tables = {"train": raw.train} | ({"test": raw.test} if raw.test is not None else {})
         for split, every in texts.items():
-            tables[split][column] = every if column == "captions" else [lines[0] for lines in every]
+            raw.tables[split][column] = every if column == "captions" else [lines[0] for lines in every]
     return raw
 
 
@@ -108,14 +104,12 @@ def column_beside(beside: Mapping[str, Sequence[str]], root: Path, cache: Path) 
     """
     if not beside:
         return ""
+    def find() -> dict[str, str]:
+        counts = {split: [*map(len, lines_of(paths))] for split, paths in beside.items()}
+        return {"column": _column_of(counts, beside, root)}
+
     about = f"{VERSION} {stamp_of(path for paths in beside.values() for path in paths)}"
-    kept = cache / "captions" / f"{hashlib.blake2b(about.encode(), digest_size=10).hexdigest()}.json"
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(kept.read_text())["column"]
-    column = _column_of({split: [*map(len, lines_of(paths))] for split, paths in beside.items()}, beside, root)
-    with contextlib.suppress(OSError):  # the cache is a convenience
-        write_whole(kept, lambda file: file.write(json.dumps({"column": column}).encode()))
-    return column
+    return noted(cache, "captions", about, find)["column"]
 
 
 def lines_of(paths: Sequence[str]) -> Iterator[list[str]]:

@@ -198,7 +198,7 @@ def conversations(path: str | Path, images: str | Path | None = None) -> tuple[l
 
 def _write_lines(path: Path, rows: Sequence[dict[str, str]]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     part.replace(path)
 
 

@@ -45,7 +45,7 @@ class Items:
     spec: str
     parts: list[Part]
     classes: tuple[str, ...]
-    every: set[int] = field(default_factory=set)
+    every: set[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self._starts = np.cumsum([0, *(len(part.rows) for part in self.parts)])
@@ -153,17 +153,16 @@ def items_of(data: str | os.PathLike | Data, asked: str | None, columns: Mapping
                              "open it without streaming (pictures beyond the cache's limit are decoded on the fly)")
         every = [Part(name, {c: _Column(rows, c) for c in rows.columns}, np.arange(len(rows)), len(rows), rows)
                  for name, rows in (("train", data.train), ("test", data.test))]
-        return _asked(Items(_spec(data.spec or data.info.name), every, data.info.classes), asked)
+        return Items(_spec(data.spec or data.info.name), _asked(every, asked), data.info.classes)
     raw = read(str(data), columns)
-    tables = {"train": raw.train} | ({"test": raw.test} if raw.test is not None else {})
-    sizes = {name: len(next(iter(table.values()))) for name, table in tables.items()}
-    parts = [Part(name, table, np.arange(sizes[name]), sizes[name]) for name, table in tables.items()]
+    sizes = {name: len(next(iter(table.values()))) for name, table in raw.tables.items()}
+    parts = [Part(name, table, np.arange(sizes[name]), sizes[name]) for name, table in raw.tables.items()]
     if asked is not None and raw.test is None:
         ids = np.arange(sizes["train"]) if raw.ids is None else raw.ids
         labels = raw.train.get("label")
         parts[0].rows = split(ids, None if labels is None else np.asarray(labels))[asked == "test"]
         asked = None
-    return _asked(Items(_spec(str(data)), parts, raw.classes), asked)
+    return Items(_spec(str(data)), _asked(parts, asked), raw.classes)
 
 
 class _Column:
@@ -180,12 +179,12 @@ class _Column:
         return self.store[where]
 
 
-def _asked(items: Items, asked: str | None) -> Items:
-    for part in items.parts:
+def _asked(parts: list[Part], asked: str | None) -> list[Part]:
+    """The same parts, without rows of splits that were not asked for."""
+    for part in parts:
         if asked is not None and part.name != asked:
             part.rows = part.rows[:0]
-    items._starts = np.cumsum([0, *(len(part.rows) for part in items.parts)])
-    return items
+    return parts
 
 
 def _spec(spec: str) -> str:

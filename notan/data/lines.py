@@ -6,9 +6,7 @@ the labels are noted, and the notes are kept in the cache. From then on any bloc
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from notan.data.cache import write_whole
+from notan.data.cache import noted
 from notan.data.pictures import stamp_of, why
 from notan.data.plan import Plan
 from notan.data.shards import BLOCK, placed
@@ -49,17 +47,8 @@ class LineShard:
 
     def count(self, label: str | None, cache: Path | None) -> None:
         """Find the blocks, and how often each value of the column `label` occurs; or take it from the cache."""
-        about = hashlib.blake2b(f"{VERSION} {stamp_of([self.path])} {label}".encode(), digest_size=10).hexdigest()
-        kept = None if cache is None else cache / "lines" / f"{about}.json"
-        try:
-            assert kept is not None
-            rows, places, labels = json.loads(kept.read_text())
-        except (AssertionError, OSError, ValueError):
-            rows, places, labels = self._counted(label)
-            if kept is not None:
-                with contextlib.suppress(OSError):  # the cache is a convenience
-                    text = json.dumps([rows, places, labels])
-                    write_whole(kept, lambda file: file.write(text.encode()))
+        about = f"{VERSION} {stamp_of([self.path])} {label}"
+        rows, places, labels = noted(cache, "lines", about, lambda: self._counted(label))
         self.blocks = [(a, min(a + BLOCK, rows)) for a in range(0, rows, BLOCK)]
         self._places, self._labels = places, Counter(dict(labels))
 

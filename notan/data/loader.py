@@ -48,8 +48,10 @@ class Loader:
             raise NotanError(seen, "a row for every rank", "a larger --batch")
         self.rows, self.batch_size, self.seed, self.prefetch = rows, batch_size, seed, prefetch
         self._batches, self._rank, self._size = batches, rank, size
-        light = {name: rows.values(name) for name in rows.columns if COLUMNS[name].light} if batches else {}
-        self._light = {"row": np.arange(len(rows)), **light}
+        self._light: dict[str, np.ndarray] = {}
+        if batches:
+            light = {name: rows.values(name) for name in rows.columns if COLUMNS[name].light}
+            self._light = {"row": np.arange(len(rows)), **light}
         self._plan: tuple[int, np.ndarray] = (0, self._order(0))
         self.steps_per_epoch: int = len(self._plan[1])
         self.dropped: int = len(rows) - len(np.unique(self._plan[1]))

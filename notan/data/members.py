@@ -18,7 +18,7 @@ from notan.data.pictures import SUFFIXES, why
 from notan.errors import NotanError
 
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
-MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+MAGIC = (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5")  # of gzip, bzip2, xz and zstd
 NAMED = {"txt": "text", "cls": "label", "json": "json"}  # kinds of members that are no pictures, and their columns
 MOST_KINDS = 64  # in one tar
 ZEROS = bytes(512)

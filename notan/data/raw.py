@@ -22,3 +22,8 @@ class Raw:
     notes: list[str] = field(default_factory=list)
     ids: np.ndarray | None = None
     stamp: str = ""  # changes when the data changes
+
+    @property
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """The columns by split, of those that there are."""
+        return {"train": self.train} | ({"test": self.test} if self.test is not None else {})

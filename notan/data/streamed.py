@@ -83,7 +83,7 @@ def pictures(path: Path, cache: Path) -> Found:
     """A folder of pictures by class; without a test split it is the one that data that fits gets."""
     raw, beside = folder.find_pictures(path)
     texts = folder.column_beside(beside, path, cache)
-    stores = {"train": raw.train} | ({"test": raw.test} if raw.test is not None else {})
+    stores = raw.tables
     labels = {name: store.get("label") for name, store in stores.items()}
     parts = {name: np.arange(len(store["image"])) for name, store in stores.items()}
     if raw.test is None:
@@ -112,11 +112,10 @@ def files(
             shards[part] = parquet_shards(some)
         elif suffix == ".tar":
             shards[part] = tar_shards(some, cache)
+            notes += [f"{part}: {note}" if len(paths) > 1 else note for note in settle(shards[part])]
         else:
             with ThreadPoolExecutor(workers()) as pool:
                 shards[part] = list(pool.map(LineShard, some))
-        if suffix == ".tar":
-            notes += [f"{part}: {note}" if len(paths) > 1 else note for note in settle(shards[part])]
     bases = {part: str(some[0].parent) for part, some in paths.items()}
     return _tables(name, shards, columns, bases, cache, notes, stamp_of(sorted(map(str, every))))
 

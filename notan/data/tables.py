@@ -94,7 +94,8 @@ def from_splits(
             for split, dataset in chosen.items():
                 base = bases.get(named[split], Path())
                 tables[split][ours] = _column(dataset, ours, theirs, base, f"{stamp} {split}")
-    return Raw(name, tables["train"], tables.get("test"), classes, notes, _numbered(tables, base), stamp)
+    ids = _numbered(tables, bases.get(named["train"], Path()))
+    return Raw(name, tables["train"], tables.get("test"), classes, notes, ids, stamp)
 
 
 def _numbered(tables: dict[str, dict[str, Any]], base: Path) -> np.ndarray | None:

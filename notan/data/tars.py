@@ -7,14 +7,12 @@ in the cache; from then on any block is read alone. Pictures stay places in the 
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from notan.data.cache import workers, write_whole
+from notan.data.cache import noted, workers
 from notan.data.lines import is_number, once
 from notan.data.members import called, look_through
 from notan.data.pictures import Part, bytes_of, stamp_of, why
@@ -43,13 +41,13 @@ class TarShard:
         self.plan: Plan | None = None
         self.features: dict[str, Any] = {}
         self._stamp = stamp_of([path])
-        noted = _noted(self.path, "index", cache, self._look_through)
-        self.keys: list[str] = noted["keys"]
-        self.kinds: dict[str, str] = noted["kinds"]  # of the columns that are members: picture, txt, cls, and json itself
-        self.places = {column: np.array(flat, dtype=np.int64).reshape(-1, 2) for column, flat in noted["places"].items()}
-        self.fields: dict[str, bool] = noted["fields"]  # of .json in the first samples: whether it is a number
-        self.lines: bool = noted["lines"]  # whether some .txt of the first samples has several lines
-        self.unread: dict[str, int] = noted["unread"]
+        found = noted(cache, "tars", f"{VERSION} {self._stamp} index", self._look_through)
+        self.keys: list[str] = found["keys"]
+        self.kinds: dict[str, str] = found["kinds"]  # of the columns that are members: picture, txt, cls, and json itself
+        self.places = {column: np.array(flat, dtype=np.int64).reshape(-1, 2) for column, flat in found["places"].items()}
+        self.fields: dict[str, bool] = found["fields"]  # of .json in the first samples: whether it is a number
+        self.lines: bool = found["lines"]  # whether some .txt of the first samples has several lines
+        self.unread: dict[str, int] = found["unread"]
         self.blocks = blocks_of(len(self.keys))
         self.found, self.numeric = [*self.kinds], [name for name, number in self.fields.items() if number]
         self._labels: Counter[Any] = Counter()
@@ -65,8 +63,8 @@ class TarShard:
     def count(self, label: str | None, cache: Path | None) -> None:
         """How often each value of the column `label` occurs, which numbers the classes: read once, then out of the cache."""
         if label is not None:
-            what = f"{label} of {self.kinds.get(label, 'json')}"
-            self._labels = Counter(dict(map(tuple, _noted(self.path, what, cache, lambda: self._counted(label)))))
+            about = f"{VERSION} {self._stamp} {label} of {self.kinds.get(label, 'json')}"
+            self._labels = Counter(dict(map(tuple, noted(cache, "tars", about, lambda: self._counted(label)))))
 
     def labels(self, column: str) -> Counter[Any]:
         """How often each value of the column that was counted occurs."""
@@ -87,8 +85,9 @@ class TarShard:
         with open(self.path, "rb") as file:
             if stamp_of([self.path]) != self._stamp:
                 raise OSError("it has changed")
+            more = not set(columns) <= set(self.kinds)
             for row in range(start, stop):
-                if not set(columns) <= set(self.kinds):
+                if more:
                     fields = self._fields(file, row)
                 for column in columns:
                     cells[column].append(self._cell(file, column, row) if column in self.kinds else fields.get(column))
@@ -211,17 +210,3 @@ def check_members(name: str, shards: Sequence[TarShard], columns: Sequence[str])
                              f"{what} in every sample", "add them, leave these samples out, or leave the column out with "
                              f"--column {column}=")  # fmt: skip
     return notes
-
-
-def _noted(path: str, what: str, cache: Path | None, find: Callable[[], Any]) -> Any:
-    """What `find` finds in the file as it is now, out of the cache where that is known."""
-    about = hashlib.blake2b(f"{VERSION} {stamp_of([path])} {what}".encode(), digest_size=10).hexdigest()
-    kept = None if cache is None else cache / "tars" / f"{about}.json"
-    if kept is not None:
-        with contextlib.suppress(OSError, ValueError):
-            return json.loads(kept.read_text())
-    found = find()
-    if kept is not None:
-        with contextlib.suppress(OSError):  # the cache is a convenience
-            write_whole(kept, lambda file: file.write(json.dumps(found).encode()))
-    return found

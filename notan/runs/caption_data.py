@@ -60,7 +60,7 @@ def caption_data(source: str | Path | Iterable[Record], captioner: Captioner, *,
         records = iter(every)
         while some := list(islice(records, batch)):
             seen += len(some)
-            new = [{**record, "image": _relative(record, out)} for record in some if _relative(record, out) not in done]
+            new = [{**record, "image": path} for record in some if (path := _relative(record, out)) not in done]
             done |= {record["image"] for record in new}
             lines, refused = _captioned(new, captioner, out, filters, templates, poor, score, least, seed)
             for file, found in ((bad, refused), (good, lines)):
@@ -134,12 +134,12 @@ def _relative(record: Record, out: Path) -> str:
 
 
 def _opened(path: Path) -> tuple[Any, str]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB"), ""
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+    except (OSError, Image.DecompressionBombError):
         return None, "cannot be read"
 
 

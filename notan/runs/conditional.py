@@ -47,7 +47,8 @@ def conditional(encode: Callable[[dict[str, Any]], Any], data: Data, rows: int,
     index = np.sort(keys.shuffle(0, 0, len(data.test))[:rows])
     triples = not instructions and {"instruction", "answer"} <= {*data.info.columns}
     asked = _of_triples(data, index) if triples else _of_values(data, index, instructions)
-    found = {one.instruction: _measured(encode, data, one) for one in asked}
+    kept: dict[str | None, Tensor] | None = None if triples else {}      # triples ask each instruction of rows of its own
+    found = {one.instruction: _measured(encode, data, one, kept) for one in asked}
     if len(found) == 1:
         return found
     names = ("map", "scaled", "wrong", "without", "chance")
@@ -57,13 +58,20 @@ def conditional(encode: Callable[[dict[str, Any]], Any], data: Data, rows: int,
     return {**found, "all instructions": {**every, "n": n, "protocol": protocol}}
 
 
-def _measured(encode: Callable[[dict[str, Any]], Any], data: Data, asked: Asked) -> dict[str, Any]:
+def _measured(encode: Callable[[dict[str, Any]], Any], data: Data, asked: Asked,
+              kept: dict[str | None, Tensor] | None) -> dict[str, Any]:
     def features(instruction: str | None) -> Tensor:
+        if kept is not None and instruction in kept:
+            return kept[instruction]
+
         def one(batch: dict[str, Any]) -> Tensor:
             words = {} if instruction is None else {"instruction": [instruction] * len(batch["image"])}
             return probed(encode({**batch, **words}))
 
-        return extract(one, data.test.only("image"), asked.rows)
+        z = extract(one, data.test.only("image"), asked.rows)
+        if kept is not None:
+            kept[instruction] = z
+        return z
 
     values = torch.from_numpy(asked.values)
     found = same_value(features(asked.instruction), values, notes=f"another instruction: {asked.other!r}")
