@@ -54,6 +54,12 @@ def paired(values: Values, arm: str, baseline: str, metric: str, level: float = 
     return t_interval([values[arm][s][metric] - values[baseline][s][metric] for s in seeds], level)
 
 
+def standard_error(values: Values, arm: str, baseline: str, metric: str) -> float:
+    """Of the mean of `arm` minus `baseline` over their seeds, which are the same."""
+    d = column(values, arm, metric) - column(values, baseline, metric)
+    return float(d.std(ddof=1) / math.sqrt(len(d)))
+
+
 def summary(values: Values) -> dict[str, dict[str, list[float]]]:
     """Arm to metric to [mean, standard deviation]; a metric that is not finite in every seed is left out."""
     table: dict[str, dict[str, list[float]]] = {}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from notan.claims._composites import FACTORS, SIDE, Composites, caption, composites, words
-from notan.claims._statistics import Values, column, mean, paired
+from notan.claims._statistics import Values, mean, paired, standard_error
 from notan.claims._train import built, fit
 from notan.data import Rows
 from notan.methods._progress import Progress
@@ -223,9 +223,8 @@ def in_parts(read: Callable[[Tensor], Tensor], pictures: np.ndarray) -> Tensor:
 def judge(values: Values) -> tuple[str, str]:
     def gap(metric: str, arm: str = "CoCa", other: str = "Con") -> tuple[float, float]:
         """A paired difference in its standard errors, and as it is."""
-        d = column(values, arm, metric) - column(values, other, metric)
-        error = d.std(ddof=1) / len(d) ** 0.5
-        return float(d.mean() / max(error, 1e-12)), float(d.mean())
+        by = paired(values, arm, other, metric).mean
+        return by / max(standard_error(values, arm, other, metric), 1e-12), by
 
     price = mean(values, "CoCa", "cost")
     sentence = (

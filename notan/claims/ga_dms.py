@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from notan.claims._composites import FACTORS, caption, composites, words
-from notan.claims._statistics import Values, mean, paired
+from notan.claims._statistics import Values, mean, paired, standard_error
 from notan.claims._train import built, fit
 from notan.data import DataInfo, Rows
 from notan.methods.clip import CLIP
@@ -217,7 +217,7 @@ def judged(model: Dual, rows: Rows, wrong: np.ndarray) -> dict[str, float]:
 def judge(values: Values) -> tuple[str, str]:
     ours = "+ GASS masks"
     gaps = {arm: paired(values, ours, arm, "R@1") for arm in ("SDM", "+ random masks", "+ cosine masks")}
-    sure = {arm: gap.mean > 2 * error(values, ours, arm) for arm, gap in gaps.items()}
+    sure = {arm: gap.mean > 2 * standard_error(values, ours, arm, "R@1") for arm, gap in gaps.items()}
     auc, guessed = mean(values, ours, "AUC"), paired(values, "+ GASS masks + MTP", ours, "R@1")
     clean = paired(values, ours, "SDM", "R@1 clean")
     start, end, none = mean(values, ours, "R@1 start"), mean(values, ours, "R@1"), mean(values, "SDM", "R@1")
@@ -229,10 +229,3 @@ def judge(values: Values) -> tuple[str, str]:
     if gaps["+ random masks"].mean <= 0 or auc <= 0.55:
         return "refuted", sentence
     return ("confirmed" if auc > 0.6 and sure["SDM"] and sure["+ random masks"] else "open"), sentence
-
-
-def error(values: Values, arm: str, baseline: str) -> float:
-    """The standard error of the mean paired difference of R@1."""
-    seeds = sorted(values[arm])
-    d = np.array([values[arm][s]["R@1"] - values[baseline][s]["R@1"] for s in seeds])
-    return float(d.std(ddof=1) / np.sqrt(len(d)))
