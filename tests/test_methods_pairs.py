@@ -22,7 +22,7 @@ from notan.inspectors import gap
 from notan.methods import clip, siglip
 from notan.methods._pairs import one_caption
 from notan.methods._progress import Progress
-from notan.runs.embed import encoding
+from notan.runs.embed import embed, encoding
 from notan.runs.inspect import Encoding
 from notan.runs.probe import print_results, probe
 
@@ -111,3 +111,16 @@ def test_what_cannot_be_measured_by_words_is_refused(tmp_path):
         probe(both.path, wordless, protocols=["retrieval"])
     with pytest.raises(NotanError, match="no column 'label'"):
         probe(both.path, replace(data, test=data.test.only("image", "text")), protocols=["zeroshot"])
+    (tmp_path / "words.jsonl").write_text("".join(f'{{"text": "a cat {i}"}}\n' for i in range(12)))
+    for protocol in ("retrieval", "zeroshot", "basetonovel"):
+        with pytest.raises(NotanError, match="has no pictures, only text"):
+            probe(both.path, str(tmp_path / "words.jsonl"), protocols=[protocol])
+    (tmp_path / "numbers.csv").write_text("a,b\n" + "".join(f"{i},{i % 3}\n" for i in range(12)))
+    numbers = str(tmp_path / "numbers.csv")
+    with pytest.raises(NotanError, match="rows of features"):
+        embed(both.path, numbers, out=tmp_path / "e.parquet", data_options={"columns": {"a": "features", "b": "features"}})
+    with pytest.raises(NotanError, match=r"rows of text.*pictures"):
+        embed(both.path / "image_encoder", str(tmp_path / "words.jsonl"), out=tmp_path / "e.parquet")
+    with pytest.raises(NotanError, match=r"rows of features.*text or captions"):
+        embed(both.path / "text_encoder", numbers, out=tmp_path / "e.parquet",
+              data_options={"columns": {"a": "features", "b": "features"}})

@@ -21,6 +21,7 @@ from notan.errors import NotanError
 from notan.nets.build import build_encoder, save_encoder
 from notan.runs import index as store
 from notan.runs import indexing
+from notan.runs.doctor import examine
 from notan.runs.index import FILES, Index, Writer
 
 CONTENT = ("vectors", "rows", "items", "thumbs")
@@ -346,3 +347,44 @@ def test_results_come_in_order_however_long_they_take():
 def test_dropped_rows_are_runs():
     gone = np.array([1, 1, 0, 0, 1, 0, 1], dtype=bool)
     assert store._runs(gone) == [[0, 2], [4, 5], [6, 7]] and store._runs(gone[:0]) == []
+
+
+def test_a_folder_with_an_index_json_of_its_own_is_left_alone(photos, tmp_path):
+    (photos / "index.json").write_text('{"pages": []}')
+    for call in (Index, lambda path: Writer(path, {})):
+        with pytest.raises(NotanError) as said:
+            call(photos)
+        assert "no index" in said.value.seen and "delete" not in said.value.fix
+    assert not (photos / ".lock").exists() and "rows for training" in " ".join(f.what for f in examine(photos))
+    with pytest.raises(NotanError, match="is no index"):
+        Index(photos / "index.json")
+
+
+@pytest.mark.parametrize("change", [{"rows": "x"}, {"bytes": None}])
+def test_an_index_json_with_odd_keys_is_said(photos, tmp_path, change):
+    indexing.index(encoder(), str(photos), tmp_path / "i")
+    header = json.loads((tmp_path / "i" / "index.json").read_text())
+    (tmp_path / "i" / "index.json").write_text(json.dumps(header | change))
+    with pytest.raises(NotanError, match=rf"index.json cannot be read \({min(change)} is"):
+        Index(tmp_path / "i")
+
+
+def test_vectors_that_are_not_finite_are_refused(tmp_path):
+    about = {"kind": "picture", "model": {"name": "m", "fingerprint": "f", "vector": None}, "dtype": None, "fit": "crop"}
+    with Writer(tmp_path / "i", about) as writer:
+        with pytest.raises(NotanError, match="not finite"):
+            writer.append(np.array([[np.nan, 1.0]]), [1], [{"name": "a", "stamp": "", "source": ""}])
+    assert Index(tmp_path / "i").count == 0
+
+
+def test_a_choice_of_vectors_where_there_is_none_is_refused(photos, tmp_path):
+    with pytest.raises(NotanError, match="gives one vector"):
+        indexing.index(encoder(), str(photos), tmp_path / "i", vector="common")
+    assert not (tmp_path / "i").exists()
+
+
+def test_places_that_cannot_be_written_are_named(photos, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file" / "i", tmp_path / "file" / "e.parquet"):
+        with pytest.raises(NotanError, match="cannot be made"):
+            embed(encoder(), str(photos), out=out)

@@ -279,7 +279,7 @@ def hostile(tmp_path):
 def test_hostile_names_are_text_everywhere(tmp_path):
     index, found, name = hostile(tmp_path)
     assert index.item(0)["name"] == name                                # kept as it is
-    results.write_page(tmp_path / "r.html", index, HOSTILE, found)
+    results.write_results(tmp_path / "r.html", index, HOSTILE, found)
     text = (tmp_path / "r.html").read_text()
     page = Page(text)
     assert page.tags.count("script") == 1 and "<script>alert" not in text and "<img src=https" not in text and "\x1b" not in text

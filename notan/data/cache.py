@@ -113,7 +113,7 @@ def scan(pictures: Pictures, root: Path) -> np.ndarray:
         except Exception:
             return 0, 0, 0
 
-    with ThreadPoolExecutor(workers()) as pool, _quiet():
+    with ThreadPoolExecutor(workers()) as pool, quiet():
         found = np.array(list(pool.map(one, range(len(pictures)))), dtype=np.int32).reshape(-1, 3)
     with contextlib.suppress(OSError):
         write_whole(path, lambda file: np.save(file, found))
@@ -196,7 +196,7 @@ def _all(pictures: Pictures, form: Form) -> Iterator[tuple[int, np.ndarray | str
             return why(error)
 
     start = said = time.monotonic()
-    with ThreadPoolExecutor(workers()) as pool, _quiet():
+    with ThreadPoolExecutor(workers()) as pool, quiet():
         for first in range(0, len(pictures), CHUNK):
             rows = range(first, min(first + CHUNK, len(pictures)))
             yield from zip(rows, pool.map(one, rows))
@@ -234,6 +234,6 @@ def noted(cache: Path | None, room: str, about: str, find: Callable[[], Any]) ->
     return found
 
 
-def _quiet() -> warnings.catch_warnings:
+def quiet() -> warnings.catch_warnings:
     """Pillow warns of odd metadata and large pictures, once per picture; what matters is whether they decode."""
     return warnings.catch_warnings(action="ignore")

@@ -207,6 +207,11 @@ def decode_and_show(source: Any, form: Form, side: int) -> tuple[np.ndarray, byt
     return _squared(flat, form), _jpeg(whole, side)
 
 
+def thumbnail(source: Any, side: int) -> bytes:
+    """A whole picture as a JPEG with a longer side of at most `side`."""
+    return _jpeg(_drafted(source, side)[0], side)
+
+
 def _drafted(source: Any, side: int) -> tuple[Any, int]:
     """A picture upright, of 8 bits and without transparency, at twice `side` or more where it is larger; and its longer side in
     the file.

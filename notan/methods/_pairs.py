@@ -39,7 +39,9 @@ def caption_numbers(batch: dict) -> list[int]:
 
 
 def first_caption(batch: dict) -> list[str]:
-    """`text`, or the first of each row's `captions`."""
+    """`text`, or the first of each row's `captions`. Raises `NotanError` where there is neither."""
+    if "text" not in batch and "captions" not in batch:
+        raise NotanError(f"rows of {', '.join(batch)}", "text or captions", "--column THEIRS=text")
     return batch["text"] if "text" in batch else [every[0] for every in batch["captions"]]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,7 +12,6 @@ from notan.data import COLUMNS, Data, keys
 from notan.nets.text import cut
 from notan.runs.build import TEXTS, is_both, reads_texts
 from notan.runs.config import Config
-from notan.runs.embed import load_tower
 from notan.runs.folder import Run
 
 
@@ -34,13 +32,10 @@ def cut_captions(config: Config, method: nn.Module, data: Data) -> dict[str, dic
     return {"captions": {name: {**cut(encoder, texts)._asdict(), **looked} for name, encoder in towers.items()}}
 
 
-def cut_by(run: str | Path, texts: list[str]) -> str:
-    """A sentence on how many of these texts the text encoder of a run, or of a released model, cuts; "" where it cuts none."""
-    if (Path(run) / "config.yaml").exists():
-        opened = Run(run)
-        towers = readers(catalogue.method(opened.settings.method), opened.encoder)
-    else:
-        towers = {"": load_tower(run).text_encoder}
+def cut_by(source: Any, texts: list[str]) -> str:
+    """A sentence on how many of these texts the text encoder of a run, or of a dual encoder, cuts; "" where it cuts none."""
+    run = isinstance(source, Run)
+    towers = readers(catalogue.method(source.settings.method), source.encoder) if run else {"": source.text_encoder}
     every = {"rows": 0, "training": 0}
     return " ".join(sentence({**found._asdict(), **every}) for encoder in towers.values() if (found := cut(encoder, texts)).cut)
 

@@ -116,6 +116,16 @@ def whole_lines(path: Path) -> list[str]:
     return lines
 
 
+def make_folder(path: Path) -> None:
+    """A folder, and those that it is in. Raises `NotanError` where it cannot be made."""
+    with full_disk_explained(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise NotanError(f"the folder {path} cannot be made ({error.strerror})", "a place that can be written to",
+                             "choose another --out") from error
+
+
 @contextmanager
 def full_disk_explained(folder: Path) -> Iterator[None]:
     """Turn "no space left", from Python or from safetensors, into a `NotanError` that says how to go on."""

@@ -21,6 +21,7 @@ from notan.errors import NotanError
 from notan.probes.conditional import same_value
 from notan.probes.features import extract
 from notan.probes.protocol import Protocol
+from notan.runs.study import check_pictures
 from notan.runs.watch import probed
 
 LEAST, MOST = 20, 24                                                    # rows of an instruction, and instructions
@@ -42,8 +43,7 @@ def conditional(encode: Callable[[dict[str, Any]], Any], data: Data, rows: int,
     Data with `instruction` and `answer` brings its instructions, the most frequent ones. Of data with `attributes`, or a label,
     `instructions` are one for each. A result is `same_value`'s with `wrong` and `without`, scaled as `scaled` is.
     """
-    if "image" not in data.info.columns:
-        raise NotanError(f"{data.info.name} has the columns {', '.join(data.info.columns)}", "pictures", "--column THEIRS=image")
+    check_pictures(data)
     index = np.sort(keys.shuffle(0, 0, len(data.test))[:rows])
     triples = not instructions and {"instruction", "answer"} <= {*data.info.columns}
     asked = _of_triples(data, index) if triples else _of_values(data, index, instructions)

@@ -9,7 +9,7 @@ from notan.data.doctor import Finding, diagnose, diagnose_stream
 from notan.errors import NotanError
 from notan.runs.captions import told
 from notan.runs.folder import Run
-from notan.runs.index import Index
+from notan.runs.index import Index, is_index
 
 
 def doctor(what: str | Path, console: Any, stream: bool = False) -> int:
@@ -29,7 +29,7 @@ def doctor(what: str | Path, console: Any, stream: bool = False) -> int:
 
 def examine(what: str | Path) -> list[Finding]:
     """Findings about a run folder or an index, or else about data."""
-    if (Path(what) / "index.json").exists():
+    if is_index(Path(what)):
         return _index(Path(what))
     return _run(Run(what)) if (Path(what) / "config.yaml").exists() else diagnose(str(what))
 
@@ -66,7 +66,7 @@ def _index(folder: Path) -> list[Finding]:
     """Is every part as it was written, is its model there, and what of the data could not be read?"""
     try:
         index = Index(folder)
-        index.check()
+        index.check("thumbs")
     except NotanError as error:
         return [Finding("error", error.seen, error.fix)]
     found, name = [], index.header["model"]["name"]

@@ -20,7 +20,7 @@ from notan.nets.build import build_dual, build_encoder, is_dual, load_encoder
 from notan.nets.protocols import DualEncoder, LanguageModel, NumberEncoder, TextEncoder
 from notan.nets.text import build_text
 from notan.probes.features import extract
-from notan.runs.checkpoint import full_disk_explained
+from notan.runs.checkpoint import full_disk_explained, make_folder
 from notan.runs.folder import Run
 from notan.views.geometry import floats, resize
 
@@ -53,13 +53,14 @@ def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Pat
     split = split or "train"
     if split not in ("train", "test"):
         raise NotanError(f"there is no split {split!r}", "train or test")
+    run = source_of(run)
     opened = opened_for(run, data, data_options)
     if opened.streamed is not None:
         raise NotanError(f"{opened.info.name} is streamed: only a sample of its rows is at hand", "all rows, to embed them",
                          "open it without streaming (pictures beyond the cache's limit are decoded on the fly)")
     rows = opened.train if split == "train" else opened.test
     encode = encoding(run)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     part = out.with_name(f".{out.name}.{os.getpid()}")
     with full_disk_explained(out.parent):
         try:
@@ -83,7 +84,7 @@ def _index(run: Any, data: str | Data, out: Path, split: str | None, options: di
         with bar(console, "building the graph") as advance:
             nearest.build_graph(out, advance)
     if console is not None:
-        console.print(f"{out}: {done}", highlight=False, markup=False)
+        console.print(f"{out}: {done}", highlight=False, markup=False, soft_wrap=True)
     return out
 
 
@@ -97,11 +98,15 @@ def opened_for(source: str | Path | Run | nn.Module, data: str | Data, options: 
 
 def side_of(source: str | Path | Run | nn.Module) -> int | None:
     """The side of the pictures that a run was trained on, or that an encoder reads; None of what reads none."""
-    if isinstance(source, (str, Path)) and (Path(source) / "config.yaml").exists():
-        source = Run(source)
-    if isinstance(source, Run):
-        return source.info.image_size
-    return getattr(source if isinstance(source, nn.Module) else load_tower(source), "image_size", None)
+    source = source_of(source)
+    return source.info.image_size if isinstance(source, Run) else getattr(source, "image_size", None)
+
+
+def source_of(source: str | Path | Run | nn.Module) -> Run | nn.Module:
+    """A run, or the encoder that a folder or "hf:NAME" holds; what is opened already stays as it is."""
+    if isinstance(source, (str, Path)):
+        return Run(source) if (Path(source) / "config.yaml").exists() else load_tower(source)
+    return source
 
 
 def encoding(source: str | Path | Run | nn.Module) -> Encode:
@@ -110,19 +115,29 @@ def encoding(source: str | Path | Run | nn.Module) -> Encode:
     A run gives its method's `encode`, anything else its `features` of pixels, numbers or text. Runs on a GPU where there is one.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if isinstance(source, (str, Path)) and (Path(source) / "config.yaml").exists():
-        source = Run(source)
+    source = source_of(source)
     if isinstance(source, Run):
         return by_method(source.method().to(device), source.info)
-    encoder: Any = source if isinstance(source, nn.Module) else load_tower(source)
-    encoder = encoder.eval().to(device)
+    encoder: Any = source.eval().to(device)
     if isinstance(encoder, DualEncoder):
         return partial(in_one_space, encoder, device)
     if isinstance(encoder, (LanguageModel, TextEncoder)):
         return lambda batch: encoder.features(first_caption(batch))
     if isinstance(encoder, NumberEncoder):
         return lambda batch: encoder.features(*(x.to(device) for x in whole(batch, encoder)))
-    return lambda batch: encoder.features(fitted(batch["image"].to(device), encoder.channels, encoder.image_size))
+
+    def of_pictures(batch: dict[str, Any]) -> Tensor:
+        if "image" not in batch:
+            raise unread(batch, "pictures")
+        return encoder.features(fitted(batch["image"].to(device), encoder.channels, encoder.image_size))
+
+    return of_pictures
+
+
+def unread(batch: dict[str, Any], wanted: str) -> NotanError:
+    """That rows have nothing which the model reads."""
+    columns = [name for name in batch if name not in ("row", "key")]
+    return NotanError(f"rows of {', '.join(columns) or 'no columns'}", wanted, "other data, or --column THEIRS=OURS")
 
 
 def in_one_space(model: DualEncoder, device: torch.device, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -133,7 +148,7 @@ def in_one_space(model: DualEncoder, device: torch.device, batch: dict[str, Any]
     if "text" in batch or "captions" in batch:
         found["text"] = model.text(first_caption(batch))
     if not found:
-        raise NotanError(f"rows of {', '.join(batch)}", "pictures, texts, or both", "--column THEIRS=image")
+        raise unread(batch, "pictures, texts, or both")
     return found
 
 
@@ -198,6 +213,8 @@ def features_by_name(encode: Encode, rows: Rows, index: np.ndarray, batch: int) 
     def one(given: dict[str, Any]) -> Tensor:
         given["key"] = torch.from_numpy(keys.row_keys(0, 0, given["row"].numpy()))
         z = encode(given)
+        if isinstance(z, dict) and not z:
+            raise unread(given, "what the method reads")
         z = {f"feature_{k}": v for k, v in z.items()} if isinstance(z, dict) else {"feature": z}
         widths.update({k: v.shape[1] for k, v in z.items()})
         return torch.cat(list(z.values()), dim=1)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from notan.errors import NotanError
-from notan.runs.checkpoint import full_disk_explained, write_text
+from notan.runs.checkpoint import full_disk_explained, make_folder, write_text
 
 VERSION = 1
 ROW = np.dtype([("item", "<u8"), ("item_bytes", "<u4"), ("thumb", "<u8"), ("thumb_bytes", "<u4"), ("label", "<i4"),
@@ -49,9 +49,7 @@ class Index:
                                  _rebuild(self.path))
         self.vectors = _mapped(self.path / "vectors.bin", DTYPES[self.header["dtype"]], (self.count, self.dim))
         self.rows = _mapped(self.path / "rows.bin", ROW, (self.count,))
-        self.alive = np.ones(self.count, dtype=bool)
-        for first, last in self.header["dropped"]:
-            self.alive[first:last] = False
+        self.alive = ~dropped_of(self.header)
         self.check("vectors", "rows", "items")
 
     def __len__(self) -> int:
@@ -102,7 +100,8 @@ class Index:
 class Writer:
     """The one writer of an index, which holds its lock while it is open; a lock of a writer that died is free.
 
-    about: `kind`, `model` (name, fingerprint, vector), `dtype`, `fit` of a new index; an old one's must agree. Raises
+    about: `kind`, `model` (name, fingerprint, vector), `dtype`, `fit` of a new index; an old one's must agree. A dtype of None is
+    the old one's, or float16. Raises
     `NotanError` where another process writes, for another model, and for a folder that holds something else.
     """
 
@@ -112,13 +111,12 @@ class Writer:
         self.path = Path(path)
         if self.path.is_file():
             raise NotanError(f"{self.path} is a file", "a folder for the index", "--out FOLDER")
-        if self.path.is_dir() and not (self.path / "index.json").exists() and any(
+        if self.path.is_dir() and not is_index(self.path) and any(
                 p.name not in (".lock", *(f"{name}.bin" for name in FILES)) and not p.name.startswith(".index.json")
                 for p in self.path.iterdir()):
             raise NotanError(f"{self.path} holds other files and no index", "a new folder, or one that `notan embed` wrote",
                              f"--out {self.path / 'index'}")
-        with full_disk_explained(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         self.lock = FileLock(str(self.path / ".lock"))
         try:
             self.lock.acquire(timeout=0)
@@ -138,14 +136,15 @@ class Writer:
         self.lock.release()
 
     def _open(self, about: dict[str, Any]) -> None:
-        if (self.path / "index.json").exists():
+        if is_index(self.path):
             self.header = read_header(self.path)
             same_model(self.path, self.header["model"], about["model"])
             for key in ("kind", "dtype", "fit"):
-                if self.header[key] != about[key]:
+                if about[key] is not None and self.header[key] != about[key]:
                     raise NotanError(f"{self.path} has {key} {self.header[key]!r}, and {about[key]!r} was asked for",
                                      "one of them in an index", "ask for the former, or choose another --out")
         else:
+            about = {**about, "dtype": about["dtype"] or "float16"}
             self.header = {"notan_index": VERSION, "metric": "cosine", "dim": None, "rows": 0, "live": 0, **about, "classes": [],
                            "bytes": dict.fromkeys(FILES, 0), "parts": [], "dropped": [], "unreadable": {}, "sources": []}
             self._save()
@@ -168,6 +167,8 @@ class Writer:
                dropped: Iterable[int] = (), unreadable: dict[str, list[str]] | None = None) -> None:
         """Add rows (n, dim) and drop others, as one part: all of it, or nothing."""
         header = json.loads(json.dumps(self.header))
+        if not np.isfinite(vectors).all():
+            raise NotanError("vectors are not finite", "finite numbers", "a model that has not diverged")
         if len(vectors):
             header["dim"] = header["dim"] or vectors.shape[1]
             if vectors.shape != (len(ids), header["dim"]):
@@ -188,9 +189,7 @@ class Writer:
             header["rows"] = part["last"]
         good = {f"{id_:016x}" for id_ in ids}
         header["unreadable"] = {k: v for k, v in (header["unreadable"] | (unreadable or {})).items() if k not in good}
-        gone = np.zeros(header["rows"], dtype=bool)
-        for first, last in header["dropped"]:
-            gone[first:last] = True
+        gone = dropped_of(header)
         gone[list(dropped)] = True
         header["dropped"], header["live"] = _runs(gone), int((~gone).sum())
         self.header = header
@@ -223,19 +222,51 @@ class Writer:
         write_text(self.path / "index.json", json.dumps(self.header) + "\n")
 
 
+KEYS = {"kind": str, "dtype": str, "fit": str, "model": dict, "rows": int, "bytes": dict, "parts": list, "dropped": list,
+        "unreadable": dict, "classes": list, "sources": list}                # of index.json, beside its version
+
+
+def is_index(path: Path) -> bool:
+    """Whether a folder is an index, of whatever version, or was one whose index.json is damaged."""
+    try:
+        header = json.loads((path / "index.json").read_text())
+    except OSError:
+        return False
+    except ValueError:
+        return (path / "vectors.bin").exists()
+    return isinstance(header, dict) and "notan_index" in header
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """index.json of an index. Raises `NotanError` where there is none, or of another version."""
     try:
         header = json.loads((path / "index.json").read_text())
-    except FileNotFoundError:
-        raise NotanError(f"{path} is no index", "a folder that `notan embed RUN --data DATA --out FOLDER` wrote",
-                         "check the path, or write it") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise _none(path) from None
     except (OSError, ValueError) as error:
-        raise NotanError(f"{path / 'index.json'} cannot be read ({error})", "what `notan embed` wrote", _rebuild(path)) from None
-    if not isinstance(header, dict) or header.get("notan_index") != VERSION:
-        seen = header.get("notan_index") if isinstance(header, dict) else None
-        raise NotanError(f"{path} is an index of version {seen}", f"version {VERSION}", _rebuild(path))
+        fix = _rebuild(path) if is_index(path) else "check the path"
+        raise NotanError(f"{path / 'index.json'} cannot be read ({error})", "what `notan embed` wrote", fix) from None
+    if not isinstance(header, dict) or "notan_index" not in header:
+        raise _none(path)
+    if header["notan_index"] != VERSION:
+        raise NotanError(f"{path} is an index of version {header['notan_index']}", f"version {VERSION}", _rebuild(path))
+    if odd := [key for key, kind in KEYS.items() if not isinstance(header.get(key), kind)]:
+        raise NotanError(f"{path / 'index.json'} cannot be read ({odd[0]} is {header.get(odd[0])!r})", "what `notan embed` wrote",
+                         _rebuild(path))
     return header
+
+
+def _none(path: Path) -> NotanError:
+    return NotanError(f"{path} is no index", "a folder that `notan embed RUN --data DATA --out FOLDER` wrote",
+                      "check the path, or write it")
+
+
+def dropped_of(header: dict[str, Any]) -> np.ndarray:
+    """Which rows are dropped: bool (N,)."""
+    gone = np.zeros(header["rows"], dtype=bool)
+    for first, last in header["dropped"]:
+        gone[first:last] = True
+    return gone
 
 
 def same_model(path: Path, own: dict[str, Any], other: dict[str, Any]) -> None:

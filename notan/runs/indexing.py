@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from notan.data import Data
-from notan.data.cache import workers
+from notan.data.cache import quiet, workers
 from notan.data.items import WORDS, Items, items_of
 from notan.data.pictures import FITS, Form, decode_and_show, why
 from notan.errors import NotanError, did_you_mean
 from notan.probes.features import check_finite
-from notan.runs.index import DTYPES, Writer, read_header
+from notan.runs.index import DTYPES, Writer
 from notan.runs.machine import choose_precision
 from notan.runs.space import Space, open_space
 
@@ -74,7 +74,7 @@ def index(run: Any, data: str | Data, out: str | Path, *, split: str | None = No
     space = open_space(run, vector)
     kind = kind_of(space, items)
     about = {"kind": kind, "model": {"name": space.name, "fingerprint": space.fingerprint, "vector": vector},
-             "dtype": dtype or _dtype_of(Path(out)), "fit": fit}
+             "dtype": dtype, "fit": fit}
     device, low = "cuda" if torch.cuda.is_available() else "cpu", choose_precision(precision) == "bf16"
     batch = batch or (32 if device == "cpu" else 256)
     with Writer(out, about) as writer, torch.autocast(device, torch.bfloat16, enabled=low):
@@ -84,10 +84,6 @@ def index(run: Any, data: str | Data, out: str | Path, *, split: str | None = No
         done.named = _listed(writer.header["unreadable"], items.spec, 3) if done.unreadable else ""
         done.total, done.seconds = writer.header["live"], time.monotonic() - start
     return done
-
-
-def _dtype_of(out: Path) -> str:
-    return read_header(out)["dtype"] if (out / "index.json").exists() else "float16"
 
 
 def kind_of(space: Space, items: Items) -> str:
@@ -121,7 +117,7 @@ def _update(writer: Writer, space: Space, items: Items, kind: str, form: Form, b
         todo.append((i, key, stamp))
     allowed = int(np.ceil(limit * len(items)))
     vectors_of = {"picture": _pictures, "text": _texts, "numbers": _numbers}[kind]
-    with bar(console, "embedding") as show, ThreadPoolExecutor(workers(), thread_name_prefix="notan-decode") as pool:
+    with quiet(), bar(console, "embedding") as show, ThreadPoolExecutor(workers(), thread_name_prefix="notan-decode") as pool:
         for first in range(0, len(todo), PART):
             part, so_far = todo[first : first + PART], Count(first, len(todo), show)
             vectors, thumbs, failed = vectors_of(space, items, [i for i, _, _ in part], form, batch, pool, so_far)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from notan.errors import NotanError
-from notan.runs.index import Index, Writer, size_of
+from notan.runs.index import Index, Writer, read_header, size_of
 
 FLOATS = 1 << 18                                                        # of vectors that are in float32 at a time: 1 MB
 WINDOW = 1 << 18                                                        # rows whose scores are held at a time
@@ -114,7 +114,7 @@ def build_graph(path: str | Path, advance: Callable[[int, int], None] = lambda d
     another process writes to the index.
     """
     make = _usearch()
-    header = Index(path).header
+    header = read_header(Path(path))
     with Writer(path, {key: header[key] for key in ("kind", "model", "dtype", "fit")}) as writer:
         index, about = writer.index, writer.header.get("graph")
         covered = 0 if about is None else int(about["rows"])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from html import escape
 from pathlib import Path
+
+from notan.errors import NotanError
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -24,6 +28,21 @@ def document(title: str, header: str, body: str, footer: str) -> str:
         f'<header><div class="brand">{LOGO} notan</div>{header}</header>\n<main>{body}</main>\n'
         f"<footer>{footer}</footer>\n<script>{_read('report.js')}</script></body></html>\n"
     )
+
+
+def write_page(path: Path, page: str) -> None:
+    """Put a page in its place. Raises `NotanError` where it cannot be written."""
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(page, encoding="utf-8", errors="replace")
+        os.replace(part, path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise NotanError(
+            f"{path} cannot be written: {error.strerror}", "a writable place", "free space, or choose --out"
+        ) from error
 
 
 def _read(name: str) -> str:

@@ -25,9 +25,7 @@ Pictures are uint8 or float in [0, 1], tensors or arrays, of one or three channe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,7 @@ from notan.data import keys
 from notan.errors import NotanError
 from notan.runs import gallery, sections
 from notan.runs.captions import told
-from notan.runs.page import document
+from notan.runs.page import document, write_page
 
 SECTIONS = (
     ("results", "Results", sections.results),
@@ -65,17 +63,7 @@ def write_report(path: str | Path, study: Mapping[str, Any]) -> Path:
     body = "".join(f'<section id="{a}"><h2>{escape(title)}</h2>{html}</section>\n' for a, title, html in found)
     links = "".join(f'<a href="#{a}">{escape(title)}</a>' for a, title, _ in found)
     page = document(str(study["title"]), _header(study) + f"<nav>{links}</nav>", body + gallery.tip(study), _footer(study))
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(page, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise NotanError(
-            f"{path} cannot be written: {error.strerror}", "a writable place", "free space, or choose --out"
-        ) from error
+    write_page(path, page)
     return path
 
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from notan.runs.checkpoint import write_text
 from notan.runs.index import Index
-from notan.runs.page import document
+from notan.runs.page import document, write_page
 from notan.runs.search import Found
 
 CELLS = 12                                                              # of the terminal that a thumbnail is wide
@@ -70,10 +69,10 @@ def blocks(jpeg: bytes, width: int = CELLS) -> Any:
     return out
 
 
-def write_page(path: Path, index: Index, asked: str, found: Found, picture: Any = None) -> None:
-    """One HTML file with the results, thumbnails inside; what was asked, names and texts are text, whatever they hold."""
-    from notan.data.pictures import Form, decode_and_show
-
+def write_results(path: Path, index: Index, asked: str, found: Found, jpeg: bytes = b"") -> None:
+    """One HTML file with the results, thumbnails inside; what was asked, names and texts are text, whatever they hold. jpeg: of
+    the picture that was asked about.
+    """
     cards = ""
     for hit in found.hits:
         image = f'<img src="{_uri(thumb)}" alt="">' if (thumb := index.thumb(hit.row)) else ""
@@ -81,17 +80,14 @@ def write_page(path: Path, index: Index, asked: str, found: Found, picture: Any 
         label = f" · {_safe(hit.label)}" if hit.label else ""
         cards += (f'<figure class="hit">{image}<figcaption><b>{hit.rank}</b> {hit.score:.3f}{label}<br>{_safe(hit.name)}{words}'
                   "</figcaption></figure>")
-    shown = ""
-    if picture is not None:
-        uri = _uri(decode_and_show(picture, Form(1, 3, "crop"), 128)[1])
-        shown = f'<figure class="hit"><img src="{uri}" alt="the query"></figure>'
+    shown = f'<figure class="hit"><img src="{_uri(jpeg)}" alt="the query"></figure>' if jpeg else ""
     facts = {"rows": f"{found.rows:,}", "search": found.how, "time": f"{found.seconds * 1e3:.1f} ms",
              "model": Path(index.header["model"]["name"]).name}
     header = f"<h1>{_safe(asked)}</h1>{shown}<dl class='facts'>" + "".join(
         f"<div><dt>{_safe(k)}</dt><dd>{_safe(v)}</dd></div>" for k, v in facts.items()) + "</dl>"
     header += "<ul class='notes'>" + "".join(f"<li>{_safe(note)}</li>" for note in found.notes) + "</ul>" if found.notes else ""
     page = document(plain(asked), header, f'<div class="hits">{cards}</div>', "Written by notan search.")
-    write_text(path, page.encode("utf-8", "replace").decode())
+    write_page(path, page)
 
 
 def short(text: str) -> str:

@@ -11,9 +11,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from notan.data.pictures import Form, decode, why
+from notan.data.cache import quiet
+from notan.data.pictures import Form, decode, thumbnail, why
 from notan.errors import NotanError
 from notan.runs.index import Index, same_model
+from notan.runs.indexing import THUMB
 from notan.runs.nearest import approximate, exact, load_graph
 from notan.runs.space import Space, heard, open_space
 
@@ -52,13 +54,8 @@ def search(index: str | Path, query: str | None = None, *, picture: Any = None, 
     index's model is, if it has moved. Raises `NotanError` for none or several of the three, a query that the index's model cannot
     read, a model that is not the index's, and a damaged index. To ask often, keep a `Searcher`.
     """
-    if sum(x is not None for x in (query, picture, like)) != 1:
-        raise NotanError("a search needs one thing to look for", "words, a picture, or a row of the index",
-                         'notan search INDEX "a red bicycle" | --picture FILE | --like ROW')
-    searcher = Searcher(index, model)
-    if query is not None:
-        return searcher.words(query, top, how)
-    return searcher.picture(picture, top, how) if picture is not None else searcher.like(int(like or 0), top, how)
+    _check_asked(query, picture, like)
+    return Searcher(index, model).ask(query, picture, like, top, how)
 
 
 class Searcher:
@@ -84,29 +81,38 @@ class Searcher:
     def graph(self) -> tuple[Any, int]:
         return load_graph(self.index)
 
+    def ask(self, query: str | None, picture: Any, like: int | None, top: int, how: How | None) -> Found:
+        """Rows nearest to the one of the three that is not None."""
+        if query is not None:
+            return self.words(query, top, how)
+        return self.picture(picture, top, how) if picture is not None else self.like(int(like or 0), top, how)
+
     def words(self, text: str, top: int = 10, how: How | None = None) -> Found:
         """Rows nearest to a text."""
+        _check_top(top)
         if not text.strip():
             raise NotanError("the query is empty", "words", 'notan search INDEX "a red bicycle"')
         with self._lock:
             space = self.space
-            if space.texts is None or (self.index.kind == "picture" and space.pictures is None):
+            if space.texts is None:
                 raise NotanError(f"{space.name} reads {space.reads}, and was asked for words",
                                  "a model with one space for pictures and texts",
-                                 "--picture FILE, or embed with a run of clip or siglip")
+                                 "--picture FILE, or embed with a run of clip or siglip, or of another method of both")
             notes = heard(space, text)
             query = space.texts([text])
         return self._found(query, top, how, notes)
 
     def picture(self, source: Any, top: int = 10, how: How | None = None) -> Found:
         """Rows nearest to a picture: a file, bytes, or uint8 (C, H, W)."""
+        _check_top(top)
         with self._lock:
             space = self.space
             if space.pictures is None:
                 raise NotanError(f"{space.name} reads {space.reads}, and was asked for a picture", "a model that reads pictures",
                                  'notan search INDEX "words", or embed with another model')
             try:
-                pixels = decode(source, Form(space.side, space.channels, self.index.header["fit"]))
+                with quiet():
+                    pixels = decode(source, Form(space.side, space.channels, self.index.header["fit"]))
             except NotanError:
                 raise
             except Exception as error:
@@ -152,6 +158,12 @@ class Searcher:
                    item["source"])
 
 
+def _check_asked(query: str | None, picture: Any, like: int | None) -> None:
+    if sum(x is not None for x in (query, picture, like)) != 1:
+        raise NotanError("a search needs one thing to look for", "words, a picture, or a row of the index",
+                         'notan search INDEX "a red bicycle" | --picture FILE | --like ROW')
+
+
 def _check_top(top: int) -> None:
     if top < 1:
         raise NotanError(f"--top {top}", "at least 1", "--top 10")
@@ -162,20 +174,14 @@ def search_and_print(index: Path, query: str | None, *, picture: Path | None, li
     """Results as a table, with thumbnails where the terminal has colours, as JSON, and as a page."""
     from notan.runs import results
 
-    if sum(x is not None for x in (query, picture, like)) != 1:
-        raise NotanError("a search needs one thing to look for", "words, a picture, or a row of the index",
-                         'notan search INDEX "a red bicycle" | --picture FILE | --like ROW')
+    _check_asked(query, picture, like)
     searcher = Searcher(index, model)
-    if query is not None:
-        found, asked = searcher.words(query, top, how), query
-    elif picture is not None:
-        found, asked = searcher.picture(picture, top, how), picture.name
-    else:
-        found, asked = searcher.like(int(like or 0), top, how), f"row {like}"
+    found = searcher.ask(query, picture, like, top, how)
+    asked = query if query is not None else picture.name if picture is not None else f"row {like}"
     if as_json:
         print(results.as_json(asked, found))
     else:
         results.print_table(searcher.index, asked, found, console)
     if page is not None:
-        shown = picture if picture is not None else searcher.index.thumb(like) or None if like is not None else None
-        results.write_page(page, searcher.index, asked, found, shown)
+        jpeg = thumbnail(picture, THUMB) if picture is not None else searcher.index.thumb(like) if like is not None else b""
+        results.write_results(page, searcher.index, asked, found, jpeg)

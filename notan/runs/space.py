@@ -18,7 +18,7 @@ from notan.methods._inputs import whole
 from notan.nets.hub import fingerprint
 from notan.nets.protocols import DualEncoder, ImageEncoder, LanguageModel, NumberEncoder, TextEncoder
 from notan.nets.text import TextTransformer
-from notan.runs.embed import by_method, fitted, load_tower
+from notan.runs.embed import by_method, fitted, source_of
 from notan.runs.folder import Run
 from notan.runs.words import reads_both
 
@@ -55,13 +55,11 @@ def open_space(source: str | Path | Run | nn.Module, vector: str | None = None) 
     vector: of a method that gives several vectors, which; not needed where they are of a picture and its text. On a GPU where
     there is one. Raises `NotanError` where nothing can be loaded, and for several vectors of which none was named.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if isinstance(source, (str, Path)) and (Path(source) / "config.yaml").exists():
-        source = Run(source)
-    if isinstance(source, Run):
-        return _of_run(source, vector, device)
-    encoder: Any = source if isinstance(source, nn.Module) else load_tower(source)
-    return _of_tower(encoder.eval().to(device), called(source), device)
+    device, name, opened = torch.device("cuda" if torch.cuda.is_available() else "cpu"), called(source), source_of(source)
+    both = isinstance(opened, Run) and reads_both(opened.path)
+    if vector is not None and (both or not isinstance(opened, Run)):
+        raise _one(name)
+    return _of_run(opened, vector, device) if isinstance(opened, Run) else _of_tower(opened.eval().to(device), name, device)
 
 
 def called(source: str | Path | Run | nn.Module) -> str:
@@ -127,12 +125,18 @@ def _has_words(module: Any) -> bool:
 
 def _chosen(z: Tensor | dict[str, Tensor], wanted: str | None, name: str) -> Tensor:
     if isinstance(z, Tensor):
+        if wanted is not None:
+            raise _one(name)
         return z
     if wanted is None and len(z) > 1:
         raise NotanError(f"{name} gives several vectors of a row: {', '.join(z)}", "one of them", f"--vector {next(iter(z))}")
     if wanted is not None and wanted not in z:
         raise NotanError(f"{name} gives no vector {wanted!r}", ", ".join(z), did_you_mean(wanted, z))
     return z[wanted] if wanted is not None else next(iter(z.values()))
+
+
+def _one(name: str) -> NotanError:
+    return NotanError(f"{name} gives one vector of a row, and --vector was given", "no choice", "leave it out")
 
 
 def _unit(z: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from notan.data import keys
+from notan.data import Data, keys
 from notan.errors import NotanError
 from notan.probes.features import extract
 from notan.probes.fewshot import few_shot, label_curve
@@ -46,6 +46,13 @@ def column_of(data: Any) -> str:
             "name it with --column theirs=label, or theirs=target for a number; `notan train` needs none",
         )
     return next(c for c in ABOUT if c in both)
+
+
+def check_pictures(data: Data) -> None:
+    """Raises `NotanError` for data without pictures."""
+    if "image" not in data.info.columns:
+        raise NotanError(f"{data.info.name} has no pictures, only {', '.join(data.info.columns)}", "pictures",
+                         "--column THEIRS=image")
 
 
 def rowset(data: Any, most: int = 10_000, column: str = "") -> Rowset:

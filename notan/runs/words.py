@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from notan import catalogue
 from notan.data import Data, keys
@@ -22,8 +22,9 @@ from notan.probes.retrieval import retrieval
 from notan.probes.zero_shot import PROMPTS, class_features, zero_shot
 from notan.runs.build import is_both, reads_texts
 from notan.runs.captions import cut_by
-from notan.runs.embed import encoding, fitted, load_tower
+from notan.runs.embed import encoding, fitted, source_of
 from notan.runs.folder import Run
+from notan.runs.study import check_pictures
 from notan.runs.watch import probed
 
 WRITTEN = 128                                                           # captions at a time
@@ -42,8 +43,13 @@ def by_words(run: str | Path, data: Data, rows: int, asked: list[str],
     if not reads_both(run):
         raise NotanError(f"{run} has no space that pictures and texts share", "a run of a method of both, such as clip",
                          "--protocol ridge, knn, ...")
-    index, own = keys.shuffle(0, 0, len(data.test))[:rows], learned(run)
-    space = Joint(encoding(run), data, index, tuple(prompts or (PROMPTS if own is None else ("{}",))))
+    check_pictures(data)
+    if {"zeroshot", "basetonovel"} & {*asked} and "label" not in data.info.columns:
+        raise NotanError(f"{data.info.name} has the columns {', '.join(data.info.columns)}", "a label, whose classes have names",
+                         "--protocol retrieval, or --column THEIRS=label")
+    source = source_of(run)
+    index, own = keys.shuffle(0, 0, len(data.test))[:rows], learned(source)
+    space = Joint(encoding(source), data, index, tuple(prompts or (PROMPTS if own is None else ("{}",))))
     found: dict[str, dict[str, Any]] = {}
     if "retrieval" in asked:
         said = captions(data, index)
@@ -51,7 +57,7 @@ def by_words(run: str | Path, data: Data, rows: int, asked: list[str],
         number = {text: i for i, text in enumerate(texts)}
         pairs = torch.tensor([(i, number[text]) for i, every in enumerate(said) for text in dict.fromkeys(every)])
         z, notes = space.read(texts), "equal captions are one, and belong to each of their pictures"
-        notes += f"; {lost.rstrip('.')}" if (lost := cut_by(run, texts)) else ""
+        notes += f"; {lost.rstrip('.')}" if (lost := cut_by(source, texts)) else ""
         found = {"picture to text": retrieval(space.images, z, pairs, notes=notes),
                  "text to picture": retrieval(z, space.images, pairs.flip(1), notes=notes)}
     if "zeroshot" in asked:
@@ -68,9 +74,7 @@ def written(run: str | Path, data: Data, rows: int) -> dict[str, Any]:
     """What a run writes of test pictures, and how likely it finds what was said of them."""
     if not (Path(run) / "config.yaml").exists() or "caption" not in catalogue.method(Run(run).settings.method).has:
         raise NotanError(f"{run} writes no captions", "a run of a method that does, such as coca", "--protocol retrieval")
-    if "image" not in data.info.columns:
-        raise NotanError(f"{data.info.name} has no pictures, only {', '.join(data.info.columns)}", "pictures with captions",
-                         "--column THEIRS=image")
+    check_pictures(data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     method: Any = Run(run).method().to(device)
     info, index = Run(run).info, keys.shuffle(0, 0, len(data.test))[:rows]
@@ -106,13 +110,13 @@ class Joint:
         return labels, class_features(self.read, self.data.info.classes, self.prompts)
 
 
-def learned(run: str | Path) -> Prompted | None:
-    """The encoder of a run, or in a folder, that has learned what stands before a name; None of any other."""
-    if str(run).startswith("hf:"):
-        return None
-    if (Path(run) / "config.yaml").exists() and not any(map(is_both, catalogue.method(Run(run).settings.method).towers)):
-        return None
-    found = load_tower(run)
+def learned(source: str | Path | Run | nn.Module) -> Prompted | None:
+    """The encoder of a run, in a folder, or as it is, that has learned what stands before a name; None of any other."""
+    found = source_of(source)
+    if isinstance(found, Run):
+        if not any(map(is_both, catalogue.method(found.settings.method).towers)):
+            return None
+        found = found.encoder()
     return found if isinstance(found, Prompted) else None
 
 
