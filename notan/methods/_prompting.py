@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from notan import world
 from notan.data import DataInfo, keys
 from notan.data.loader import shuffled
 from notan.errors import NotanError
+from notan.nets.dual import class_directions
 
 
 def class_names(data: DataInfo, which: str) -> list[str]:
@@ -64,8 +64,7 @@ def frozen_texts(model: Any, names: Sequence[str], templates: Sequence[str]) -> 
     for template in templates:
         if "{}" not in template:
             raise NotanError(f"template {template!r}", "{} where the name goes", "--templates 'a photo of a {}.'")
-    z = [unit(model.text([template.replace("{}", name) for name in names])) for template in templates]
-    return unit(torch.stack(z).mean(0))
+    return class_directions(model.text, names, templates)
 
 
 def classified(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:

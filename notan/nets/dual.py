@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from notan.errors import NotanError
@@ -90,6 +92,15 @@ def head(width: int, dim: int) -> nn.Linear:
     made = nn.Linear(width, dim, bias=False)
     nn.init.normal_(made.weight, std=width**-0.5)
     return made
+
+
+def class_directions(read: Callable[[list[str]], Tensor], names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Of each name the mean over templates of the directions of its sentences, brought to length 1: (C, d).
+
+    read: texts to (B, d), not normalised. A template has {} where a name goes.
+    """
+    z = F.normalize(read([template.replace("{}", name) for template in templates for name in names]), dim=1)
+    return F.normalize(z.unflatten(0, (len(templates), -1)).mean(0), dim=1)
 
 
 def released(source: str) -> Dual:

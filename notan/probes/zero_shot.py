@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from notan.errors import NotanError
+from notan.nets.dual import class_directions
 from notan.probes.features import check_labelled
 from notan.probes.protocol import Protocol
 from notan.probes.ridge import accuracies
@@ -24,9 +25,7 @@ def class_features(read: Callable[[list[str]], Tensor], classes: Sequence[str], 
     for prompt in prompts:
         if "{}" not in prompt:
             raise NotanError(f"prompt {prompt!r}", "{} where the name of the class goes", "--prompt 'a picture of {}'")
-    texts = [prompt.replace("{}", name) for prompt in prompts for name in classes]
-    z = F.normalize(read(texts).double(), dim=1).view(len(prompts), len(classes), -1)
-    return F.normalize(z.mean(0), dim=1)
+    return class_directions(lambda texts: read(texts).double(), classes, prompts)
 
 
 def zero_shot(images: Tensor, labels: Tensor, classes: Tensor, *, split: str = "the test split",
