@@ -43,9 +43,9 @@ def hides_last(monkeypatch, count: int) -> None:
     """No token sees the last `count` of a longer sequence, the condition tokens."""
     whole = vit.attention
 
-    def attention(q, k, v, dropout=0.0, *, causal=False):
+    def attention(q, k, v, dropout=0.0, *, causal=False, shown=None):
         cut = k.shape[2] - (0 if causal else count)
-        return whole(q, k[:, :, :cut], v[:, :, :cut], dropout, causal=causal)
+        return whole(q, k[:, :, :cut], v[:, :, :cut], dropout, causal=causal, shown=shown)
 
     monkeypatch.setattr(vit, "attention", attention)
 

@@ -141,6 +141,13 @@ class Items:
         return first if met[first] == 1 else _hash(f"{name}\0{met[first]}")
 
 
+def not_streamed(data: Data) -> None:
+    """Raises `NotanError` for data of which only a sample is at hand: what is embedded is every row."""
+    if data.streamed is not None:
+        raise NotanError(f"{data.info.name} is streamed: only a sample of its rows is at hand", "all rows, to embed them",
+                         "open it without streaming (pictures beyond the cache's limit are decoded on the fly)")
+
+
 def items_of(data: str | os.PathLike | Data, asked: str | None, columns: Mapping[str, str] | None = None) -> Items:
     """The items of anything that `open_data` takes; `asked` is "train", "test", or None for both.
 
@@ -148,9 +155,7 @@ def items_of(data: str | os.PathLike | Data, asked: str | None, columns: Mapping
     the data does, and for data that is streamed.
     """
     if isinstance(data, Data):
-        if data.streamed is not None:
-            raise NotanError(f"{data.info.name} is streamed: only a sample of its rows is at hand", "all rows, to embed them",
-                             "open it without streaming (pictures beyond the cache's limit are decoded on the fly)")
+        not_streamed(data)
         every = [Part(name, {c: _Column(rows, c) for c in rows.columns}, np.arange(len(rows)), len(rows), rows)
                  for name, rows in (("train", data.train), ("test", data.test))]
         return Items(_spec(data.spec or data.info.name), _asked(every, asked), data.info.classes)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from notan.data import Data, DataInfo, Rows, keys, open_data
+from notan.data.items import not_streamed
 from notan.errors import NotanError
 from notan.methods._inputs import whole
 from notan.methods._pairs import first_caption
@@ -53,11 +54,11 @@ def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Pat
     split = split or "train"
     if split not in ("train", "test"):
         raise NotanError(f"there is no split {split!r}", "train or test")
+    if isinstance(data, Data):
+        not_streamed(data)
     run = source_of(run)
     opened = opened_for(run, data, data_options)
-    if opened.streamed is not None:
-        raise NotanError(f"{opened.info.name} is streamed: only a sample of its rows is at hand", "all rows, to embed them",
-                         "open it without streaming (pictures beyond the cache's limit are decoded on the fly)")
+    not_streamed(opened)
     rows = opened.train if split == "train" else opened.test
     encode = encoding(run)
     make_folder(out.parent)
