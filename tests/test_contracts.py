@@ -19,7 +19,7 @@ from notan.data import Data, Rows, open_data
 from notan.errors import NotanError
 from notan.methods._progress import Progress
 from notan.nets.build import load_encoder, save_encoder
-from notan.nets.protocols import DualEncoder
+from notan.nets.protocols import DualEncoder, SeeingModel
 from notan.probes.ridge import ridge
 from notan.runs import study
 from notan.runs.train import Step, _check_accumulation, train
@@ -251,7 +251,7 @@ def test_the_saved_tower_gives_the_same_features(slug, tmp_path):
     given = next(batch[name] for name in entry.card["needs"][0].split(" or ") if name in batch)
     with torch.no_grad():
         given = resize(floats(given), tower.image_size) if hasattr(tower, "image_size") else given
-        given_alone = {"image": batch["image"]} if isinstance(tower, DualEncoder) else batch    # without conditions
+        given_alone = {"image": batch["image"]} if isinstance(tower, (DualEncoder, SeeingModel)) else batch  # no conditions
         torch.testing.assert_close(tower.features(given), probed(method.encode(given_alone)))
 
 

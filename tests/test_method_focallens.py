@@ -13,11 +13,12 @@ from test_nets_dual import saved_hub
 from notan.data import keys
 from notan.errors import NotanError
 from notan.methods import focallens
+from notan.methods._asked import together
 from notan.methods._contrast import both_ways, both_ways_by_label
 from notan.methods._example import images, texts, tiny_dual_encoder, tiny_text_encoder
 from notan.methods._pairs import whole
 from notan.methods._progress import Progress
-from notan.methods.focallens import FocalLens, together
+from notan.methods.focallens import FocalLens
 from notan.nets import vit
 from notan.nets.convnet import ConvNet
 from notan.nets.dual import Dual, head, released

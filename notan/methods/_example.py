@@ -38,6 +38,15 @@ def captioned(rows: int) -> dict[str, Any]:
     return {**images(rows), "captions": [said[i : i + 3] for i in range(rows)]}
 
 
+def asked(rows: int) -> dict[str, Any]:
+    """The pictures of `images`, each in two rows with an instruction each, and answers of which some are equal."""
+    batch: dict[str, Any] = images(rows)
+    said = texts(rows)["text"]
+    batch["image"] = batch["image"][torch.arange(rows) // 2]
+    return batch | {"instruction": ["what is it" if i % 2 else "how many are there" for i in range(rows)],
+                    "answer": ["Yes." if i % 4 == 0 else said[i] for i in range(rows)]}
+
+
 def tiny_text_encoder() -> Any:
     """A text tower of two layers around a tokenizer of all bytes and a few pairs of them."""
     from notan.nets.language import new_tokenizer
@@ -60,3 +69,12 @@ def tiny_dual_encoder() -> Any:
     from notan.nets.vit import ViT
 
     return Dual(ViT(image_size=16, patch=4, dim=32, depth=2, heads=2), tiny_text_encoder(), head(32, 16), head(32, 16), tau=0.1)
+
+
+def tiny_seeing_model() -> Any:
+    """A LLaVA of one block that sees and two that read, around a tokenizer of all bytes and a few pairs of them."""
+    from notan.nets.language import new_tokenizer
+    from notan.nets.seeing import llava
+
+    tokenizer = new_tokenizer(texts(16)["text"], vocabulary=280, context=64)
+    return llava(tokenizer, dim=32, depth=2, heads=2, context=64, patch=4, image_size=16, picture_depth=1)

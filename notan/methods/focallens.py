@@ -1,7 +1,7 @@
 """FocalLens: what a picture is depends on what is asked of it.
 
 Hsieh and others, "FocalLens: Instruction Tuning Enables Zero-Shot Conditional Image
-Representations", 2025 (arXiv 2504.08368). This is its form on CLIP.
+Representations", 2025 (arXiv 2504.08368). This is its form on CLIP; `focallens_mllm` is the one on a language model that sees.
 
 **What it is.** An instruction i in plain words ("which flower is this?") enters a picture encoder as a token of its own, so that
 one picture x has as many vectors as there are instructions. Learned from triples of a picture, an instruction and what one
@@ -32,17 +32,14 @@ gallery is encoded anew for each instruction.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from notan.data import keys
-from notan.data.instructions import plain
-from notan.data.loader import shuffled
 from notan.errors import NotanError
+from notan.methods._asked import answer_numbers, asked_batches, each_once
 from notan.methods._contrast import both_ways, both_ways_by_label
 from notan.methods._pairs import first_caption, whole
 from notan.methods._progress import Progress
@@ -65,7 +62,7 @@ CARD = {
         "encoder stays as it is.",
         "Contrast in both directions, equal answers as positives of each other, a learned temperature of at least 0.01.",
         "No augmentation: crops and mirrors break answers about sides and counts.",
-        "The form on a language model that sees (FocalLens-MLLM) is not here.",
+        "Its form on a language model that sees (FocalLens-MLLM) is `focallens_mllm`.",
     ],
     "floor": {"data": "emoji-questions", "metric": "loss", "steps": 60, "value": 3.6, "random": 4.736},
 }
@@ -121,7 +118,7 @@ class FocalLens(nn.Module):
         u = self.words(batch["answer"])                                 # (B, d)
         if not self.equal_answers:
             return {"loss": both_ways(z, u, tau=self.tau), "tau": self.tau.detach()}
-        said = torch.tensor([keys.word(plain(answer)) & (2**63 - 1) for answer in batch["answer"]], device=z.device)
+        said = answer_numbers(batch["answer"]).to(z.device)
         return {"loss": both_ways_by_label(z, u, said, tau=self.tau), "tau": self.tau.detach()}
 
     @property
@@ -138,17 +135,11 @@ class FocalLens(nn.Module):
 
     @torch.no_grad()
     def words(self, texts: list[str]) -> Tensor:
-        """g(text), of unit length: (B, d). Each distinct text is read once."""
-        every = list(dict.fromkeys(texts))
-        place = {text: i for i, text in enumerate(every)}
-        found = F.normalize(self.model.text(every), dim=1)
-        return found[torch.tensor([place[text] for text in texts], device=found.device)]
+        """g(text), of unit length: (B, d)."""
+        return F.normalize(each_once(self.model.text, texts), dim=1)
 
     def batches(self, columns: dict[str, np.ndarray], batch_size: int, seed: int, epoch: int) -> np.ndarray:
-        """Rows in a new order every epoch, `turns` of each picture in one batch where the data says which rows show one."""
-        if self.turns == 1 or "picture_id" not in columns:
-            return shuffled(len(columns["row"]), batch_size, seed, epoch)
-        return together(columns["picture_id"], batch_size, self.turns, seed, epoch)
+        return asked_batches(columns, batch_size, self.turns, seed, epoch)
 
     def encode(self, batch: dict) -> dict[str, Tensor]:
         """`image` under the rows' `instruction`, or as the model alone has it; `text` of `answer`, or of texts: (B, d) each."""
@@ -161,40 +152,9 @@ class FocalLens(nn.Module):
         return found
 
 
-def together(picture: np.ndarray, batch_size: int, turns: int, seed: int, epoch: int) -> np.ndarray:
-    """Batches with as many groups of `turns` rows of one picture as fit, int64 (steps, B); picture (N,): whose rows they are.
-
-    Rows that no group takes (a picture has no multiple of `turns`, or a batch) fill the batches up, in chance order. Rows left
-    over at the end of an epoch are not used in it. Raises `NotanError` for a batch that holds no group.
-    """
-    if batch_size < turns:
-        raise NotanError(f"a batch of {batch_size} rows for {turns} rows of a picture", f"at least {turns}", "a larger --batch")
-    order = keys.shuffle(seed, epoch, len(picture))
-    order = order[np.argsort(picture[order], kind="stable")]            # pictures side by side, the rows of each in chance order
-    starts = np.flatnonzero(np.diff(picture[order], prepend=picture[order][:1] - 1))
-    counts = np.diff(starts, append=len(order))
-    place = np.arange(len(order)) - np.repeat(starts, counts)
-    grouped = place < np.repeat(counts // turns * turns, counts)
-    groups, loose = order[grouped].reshape(-1, turns), order[~grouped]
-    groups = groups[keys.shuffle(seed + 1, epoch, len(groups))]
-    k = min(batch_size * len(groups) // len(picture), batch_size // turns)                      # groups in a batch
-    k = max(k, 1) if len(groups) else 0
-    steps = min(len(picture) // batch_size, len(groups) // k if k else len(picture))
-    used = groups[: steps * k].reshape(steps, k * turns)
-    loose = np.concatenate([loose, groups[steps * k :].ravel()])
-    loose = loose[keys.shuffle(seed + 2, epoch, len(loose))]
-    fill = batch_size - k * turns
-    return np.concatenate([used, loose[: steps * fill].reshape(steps, fill)], axis=1)
-
-
 def example(rows: int, dtype: torch.dtype) -> tuple[FocalLens, dict]:
     """A tiny instance, and pictures in pairs of rows with two instructions and answers of which some are equal."""
-    from notan.methods._example import images, texts, tiny_dual_encoder
+    from notan.methods._example import asked, tiny_dual_encoder
 
     torch.manual_seed(0)
-    batch: dict[str, Any] = images(rows)
-    said = texts(rows)["text"]
-    batch["image"] = batch["image"][torch.arange(rows) // 2]            # every picture twice
-    batch |= {"instruction": ["what is it" if i % 2 else "how many are there" for i in range(rows)],
-              "answer": ["Yes." if i % 4 == 0 else said[i] for i in range(rows)]}
-    return FocalLens(tiny_dual_encoder()).to(dtype), batch
+    return FocalLens(tiny_dual_encoder()).to(dtype), asked(rows)

@@ -17,12 +17,13 @@ from notan.nets.dual import RELEASED, Dual, head, released
 from notan.nets.files import load_weights, moved_into
 from notan.nets.headed import Headed
 from notan.nets.hub import HubEncoder, from_hub, rebuild
-from notan.nets.language import pretrained, save_language
+from notan.nets.language import fresh, pretrained, save_language
 from notan.nets.mlp import MLP
 from notan.nets.numbers import Series, Table
 from notan.nets.prompted import Prompted
-from notan.nets.protocols import DualEncoder, Encoder, LanguageModel, NumberEncoder, TextEncoder
+from notan.nets.protocols import DualEncoder, Encoder, LanguageModel, NumberEncoder, SeeingModel, TextEncoder
 from notan.nets.resnet import DEPTHS, ResNet
+from notan.nets.seeing import OWN, SIZES, Seeing, llava, load_seeing, save_seeing
 from notan.nets.spec import parse
 from notan.nets.stages import Stages
 from notan.nets.text import NAMES, build_text, load_text, save_text
@@ -102,6 +103,24 @@ def build_dual(spec: str | dict[str, Any], info: DataInfo | None = None) -> Dual
     return Dual(pictures, texts, head(pictures.dim, dim), head(texts.dim, dim), tau=options.get("tau", 0.07))
 
 
+def build_seeing(spec: str | dict[str, Any], info: DataInfo | None = None) -> Seeing:
+    """A language model that sees: "llava:dim=128,depth=3,tokenizer=FOLDER" with fresh weights, "hf:NAME|FOLDER" (image-text-to-
+    text) with its own, or a folder (a run, or what `save_encoder` wrote); or the same as a dict with "name".
+
+    Raises `NotanError` for unknown names and options, and what cannot be loaded or takes pictures of another side.
+    """
+    if isinstance(spec, str) and (spec.startswith("hf:") or Path(spec).is_dir()):
+        return _fitting(load_seeing(spec.removeprefix("hf:")), info, spec)
+    name, options = parse(spec)
+    if name == "hf":
+        return _fitting(load_seeing(options["source"], options.get("dim", 0)), info, options["source"])
+    if name != "llava":
+        raise NotanError(f"there is no language model {name!r} that sees", "llava (fresh weights), hf:<name>, or a folder",
+                         did_you_mean(name, ["llava"]) or "--model llava")
+    settings = fresh("llava", options, SIZES)
+    return llava(**{**settings, "image_size": settings["image_size"] or (info.image_size if info else None) or 64})
+
+
 def is_dual(source: str) -> bool:
     """Whether "hf:NAME", or a folder, is two encoders with a joint space."""
     if source.startswith("hf:"):
@@ -154,7 +173,7 @@ def _load_prompted(folder: Path, config: dict[str, Any]) -> Prompted:
     return prompted.eval()
 
 
-def save_encoder(encoder: Encoder | LanguageModel | TextEncoder | DualEncoder, folder: str | Path) -> None:
+def save_encoder(encoder: Encoder | LanguageModel | SeeingModel | TextEncoder | DualEncoder, folder: str | Path) -> None:
     """Write `config.json` and `model.safetensors` into `folder`; each file appears whole or not at all.
 
     A language model is written with its tokenizer, as `transformers` reads both; a text encoder with its tokenizer; of a dual
@@ -170,6 +189,9 @@ def save_encoder(encoder: Encoder | LanguageModel | TextEncoder | DualEncoder, f
     if isinstance(encoder, TextEncoder):
         save_text(encoder, folder)
         return
+    if isinstance(encoder, SeeingModel):
+        save_seeing(encoder, folder)
+        return
     if isinstance(encoder, DualEncoder):
         _save_dual(encoder, folder)
         return
@@ -180,8 +202,8 @@ def save_encoder(encoder: Encoder | LanguageModel | TextEncoder | DualEncoder, f
 
 
 def load_encoder(folder: str | Path) -> Any:
-    """The encoder, text encoder, dual encoder or language model saved in `folder`, in a run's `encoder/` or `model/`, or in a
-    folder that `transformers` wrote; in eval mode.
+    """The encoder, text encoder, dual encoder or language model, which may see, saved in `folder`, in a run's `encoder/` or
+    `model/`, or in a folder that `transformers` wrote; in eval mode.
     """
     folder = Path(folder)
     folder = next((folder / name for name in ("encoder", "model") if (folder / name / "config.json").exists()), folder)
@@ -198,6 +220,8 @@ def load_encoder(folder: str | Path) -> Any:
         return _load_dual(folder, config)
     if config.get("name") == "prompted":
         return _load_prompted(folder, config)
+    if "model_type" in config and (folder / OWN).exists():
+        return load_seeing(folder).eval()
     if "model_type" in config and (folder / "tokenizer_config.json").exists():
         return pretrained(str(folder)).eval()
     if "model_type" in config and "name" not in config:

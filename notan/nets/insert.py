@@ -36,6 +36,12 @@ def replaced(x: Tensor, vectors: Tensor, at: int) -> Tensor:
     return torch.cat([x[:, :at], vectors, x[:, at + vectors.shape[1]:]], dim=1)
 
 
+def replaced_at(x: Tensor, vector: Tensor, at: Tensor) -> Tensor:
+    """x (B, L, D) with vector (D,) in place of each row's token at its place, int64 (B,)."""
+    here = torch.arange(x.shape[1], device=x.device) == at[:, None]     # (B, L)
+    return torch.where(here[..., None], vector.to(x.dtype), x)
+
+
 def through(blocks: nn.ModuleList, x: Tensor, extra: Extra, at: int) -> Tensor:
     """x (B, L, D), in which `extra[0]` stands from place `at` on, through the blocks; before block l `extra[l]` takes its places.
 

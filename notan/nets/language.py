@@ -58,15 +58,7 @@ class CausalLM(nn.Module):
 
     def states(self, ids: Tensor) -> Tensor:
         """The states alone (B, T, D): the pass ends where the head would begin, which for many tokens is most of it."""
-        def stop(states: Tensor) -> None:
-            raise _Reached(states)
-
-        try:
-            with _at_head(self.model, stop):
-                self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        except _Reached as reached:
-            return reached.states
-        raise NotanError(f"the head of {type(self.model).__name__} is not part of its forward pass", "a causal language model")
+        return read_by_head(self.model, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
     def features(self, texts: list[str]) -> Tensor:
         return torch.cat([self._means(texts[i : i + CHUNK]) for i in range(0, len(texts), CHUNK)])
@@ -86,6 +78,19 @@ def padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]
     ids = torch.tensor([row + (row or [0])[-1:] * (length - len(row)) for row in rows], device=device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     return ids, torch.arange(length, device=device) >= lengths[:, None]
+
+
+def read_by_head(model: Any, **inputs: Any) -> Tensor:
+    """The states (B, T, D) that the head of a language model would read; the pass ends there."""
+    def stop(states: Tensor) -> None:
+        raise _Reached(states)
+
+    try:
+        with _at_head(model, stop):
+            model(**inputs)
+    except _Reached as reached:
+        return reached.states
+    raise NotanError(f"the head of {type(model).__name__} is not part of its forward pass", "a causal language model")
 
 
 class _Reached(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -105,6 +106,32 @@ class LanguageModel(Protocol):
     def features(self, texts: list[str]) -> Tensor: ...                 # (B, D): mean of the states of a text's tokens
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]: ...        # (B, T) -> (B, T, V), (B, T, D)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@runtime_checkable
+class SeeingModel(Protocol):
+    """A language model that sees, with its processor: pictures under instructions, and texts, as vectors in one space.
+
+    What it reads ends in a token of its own, `readout`, from whose state a head leads to the space; `image` and `text` give
+    vectors (B, d), not normalised. `config` rebuilds the module around its tokenizer (`nets.build.build_seeing`).
+    """
+
+    dim: int                                                            # of the space
+    image_size: int
+    channels: int
+    context: int                                                        # most tokens of an instruction or a text
+    config: dict[str, Any]
+    model: nn.Module                                                    # of `transformers`
+    processor: Any
+    tokenizer: Any
+
+    def image(self, pixels: Tensor, instructions: Sequence[str] | None = None) -> Tensor: ...       # (B, C, S, S) -> (B, d)
+
+    def text(self, texts: list[str]) -> Tensor: ...                     # (B, d)
+
+    def features(self, pixels: Tensor) -> Tensor: ...                   # (B, d): image without an instruction
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 

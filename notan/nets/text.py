@@ -182,7 +182,7 @@ class Cut(NamedTuple):
     context: int
 
 
-def cut(encoder: TextTransformer | HubText, texts: list[str]) -> Cut:
+def cut(encoder: Any, texts: list[str]) -> Cut:
     """How many of these texts the encoder cuts: counts of tokens, what `tokens` adds among them."""
     lengths = encoder.lengths(texts) if texts else []
     return Cut(sum(n > encoder.context for n in lengths), len(lengths), max(lengths, default=0), encoder.context)

@@ -15,7 +15,7 @@ from notan import catalogue, world
 from notan.data import COLUMNS, Data, DataInfo, keys
 from notan.errors import NotanError
 from notan.nets import protocols
-from notan.nets.build import build_dual, build_encoder
+from notan.nets.build import build_dual, build_encoder, build_seeing
 from notan.nets.language import build_language, new_tokenizer
 from notan.nets.spec import parse
 from notan.nets.text import build_text
@@ -82,7 +82,8 @@ def info_from(record: dict[str, Any]) -> DataInfo:
 
 def _tower(config: Config, asked: catalogue.Parameter, info: DataInfo, home: Path | None) -> nn.Module:
     spec = config.towers[asked.name]
-    build = build_language if is_language(asked) else build_text if reads_texts(asked) else None
+    build: Any = (build_language if is_language(asked) else build_text if reads_texts(asked) else
+                  build_seeing if sees(asked) else None)
     if is_both(asked):
         return _both(spec, info, asked, home)
     if build is None:
@@ -92,7 +93,7 @@ def _tower(config: Config, asked: catalogue.Parameter, info: DataInfo, home: Pat
     if home is not None and _wants_tokenizer(spec, asked):
         name, options = parse(spec)
         spec = {"name": name, **options, "tokenizer": str(home / asked.name)}
-    return build(spec)
+    return build(spec, info) if sees(asked) else build(spec)
 
 
 def _both(spec: Any, info: DataInfo, asked: catalogue.Parameter, home: Path | None) -> nn.Module:
@@ -115,18 +116,28 @@ def is_language(asked: catalogue.Parameter) -> bool:
     return asked.annotation.rsplit(".", 1)[-1] == "LanguageModel"
 
 
+def sees(asked: catalogue.Parameter) -> bool:
+    """Whether a tower is a language model that sees."""
+    return asked.annotation.rsplit(".", 1)[-1] == "SeeingModel"
+
+
+def has_texts(asked: catalogue.Parameter) -> bool:
+    """Whether a tower brings texts to a space of vectors, alone or with pictures."""
+    return reads_texts(asked) or is_both(asked) or sees(asked)
+
+
 def reads_texts(asked: catalogue.Parameter) -> bool:
     """Whether a tower is a text encoder."""
     return asked.annotation.rsplit(".", 1)[-1] == "TextEncoder"
 
 
 def _wants_tokenizer(spec: Any, asked: catalogue.Parameter) -> bool:
-    """Whether `spec` is a language model or a text encoder with fresh weights and no tokenizer of its own."""
+    """Whether `spec` is a language model, which may see, or a text encoder with fresh weights and no tokenizer of its own."""
     ready = isinstance(spec, str) and (spec.startswith("hf:") or Path(spec).is_dir())
-    if ready or not (is_language(asked) or reads_texts(asked) or is_both(asked)):
+    if ready or not (is_language(asked) or has_texts(asked)):
         return False
     name, options = _of_texts(spec)
-    return name in ("gpt2", "text") and "tokenizer" not in options
+    return name in ("gpt2", "llava", "text") and "tokenizer" not in options
 
 
 def _of_texts(spec: Any) -> tuple[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from torch import nn
 from notan import catalogue
 from notan.data import COLUMNS, Data, keys
 from notan.nets.text import cut
-from notan.runs.build import TEXTS, is_both, reads_texts
+from notan.runs.build import TEXTS, has_texts, is_both
 from notan.runs.config import Config
 from notan.runs.folder import Run
 
@@ -35,15 +35,16 @@ def cut_captions(config: Config, method: nn.Module, data: Data) -> dict[str, dic
 def cut_by(source: Any, texts: list[str]) -> str:
     """A sentence on how many of these texts the text encoder of a run, or of a dual encoder, cuts; "" where it cuts none."""
     run = isinstance(source, Run)
-    towers = readers(catalogue.method(source.settings.method), source.encoder) if run else {"": source.text_encoder}
+    one = getattr(source, "text_encoder", source)
+    towers = readers(catalogue.method(source.settings.method), source.encoder) if run else {"": one}
     every = {"rows": 0, "training": 0}
     return " ".join(sentence({**found._asdict(), **every}) for encoder in towers.values() if (found := cut(encoder, texts)).cut)
 
 
 def readers(entry: catalogue.Entry, tower: Callable[[str], Any]) -> dict[str, Any]:
-    """The text encoders among a method's towers, by the tower's name; of two encoders with a joint space the second."""
+    """What reads texts among a method's towers, by the tower's name; of two encoders with a joint space the second."""
     return {asked.name: tower(asked.name).text_encoder if is_both(asked) else tower(asked.name)
-            for asked in entry.towers if reads_texts(asked) or is_both(asked)}
+            for asked in entry.towers if has_texts(asked)}
 
 
 def told(facts: Mapping[str, Any]) -> list[str]:

@@ -25,7 +25,7 @@ from notan.data import Data, open_data
 from notan.errors import NotanError, did_you_mean
 from notan.probes.features import numbers, pixels, words
 from notan.runs import study as studies
-from notan.runs.build import check_columns, is_both, is_language
+from notan.runs.build import check_columns, is_both, is_language, sees
 from notan.runs.captions import told
 from notan.runs.checkpoint import write_text
 from notan.runs.folder import Run
@@ -142,7 +142,7 @@ def _references(arms: list[Arm], data: Data, supervised: bool, encoder: str | No
     for arm in arms + found:
         tower = catalogue.method(arm.slug).towers[0]
         spec = encoder or _recipe(arm, recipe)[tower.name]
-        whole = is_language(tower) or is_both(tower)                    # the method before step 1
+        whole = is_language(tower) or is_both(tower) or sees(tower)    # the method before step 1
         untrained = arm.slug if whole else "random"
         specs.setdefault(json.dumps(spec, sort_keys=True), (spec, untrained))
     names = [_family(spec) for spec, _ in specs.values()]

@@ -18,7 +18,7 @@ from notan.errors import NotanError
 from notan.methods._inputs import whole
 from notan.methods._pairs import first_caption
 from notan.nets.build import build_dual, build_encoder, is_dual, load_encoder
-from notan.nets.protocols import DualEncoder, LanguageModel, NumberEncoder, TextEncoder
+from notan.nets.protocols import DualEncoder, LanguageModel, NumberEncoder, SeeingModel, TextEncoder
 from notan.nets.text import build_text
 from notan.probes.features import extract
 from notan.runs.checkpoint import full_disk_explained, make_folder
@@ -120,7 +120,7 @@ def encoding(source: str | Path | Run | nn.Module) -> Encode:
     if isinstance(source, Run):
         return by_method(source.method().to(device), source.info)
     encoder: Any = source.eval().to(device)
-    if isinstance(encoder, DualEncoder):
+    if isinstance(encoder, (DualEncoder, SeeingModel)):
         return partial(in_one_space, encoder, device)
     if isinstance(encoder, (LanguageModel, TextEncoder)):
         return lambda batch: encoder.features(first_caption(batch))
@@ -141,7 +141,7 @@ def unread(batch: dict[str, Any], wanted: str) -> NotanError:
     return NotanError(f"rows of {', '.join(columns) or 'no columns'}", wanted, "other data, or --column THEIRS=OURS")
 
 
-def in_one_space(model: DualEncoder, device: torch.device, batch: dict[str, Any]) -> dict[str, Tensor]:
+def in_one_space(model: DualEncoder | SeeingModel, device: torch.device, batch: dict[str, Any]) -> dict[str, Tensor]:
     """What a batch has of pictures and texts, (B, d) each; of several captions the first."""
     found = {}
     if "image" in batch:

@@ -16,7 +16,7 @@ from notan.data import keys
 from notan.errors import NotanError, did_you_mean
 from notan.methods._inputs import whole
 from notan.nets.hub import fingerprint
-from notan.nets.protocols import DualEncoder, ImageEncoder, LanguageModel, NumberEncoder, TextEncoder
+from notan.nets.protocols import DualEncoder, ImageEncoder, LanguageModel, NumberEncoder, SeeingModel, TextEncoder
 from notan.nets.text import TextTransformer
 from notan.runs.embed import by_method, fitted, source_of
 from notan.runs.folder import Run
@@ -99,16 +99,16 @@ def _of_tower(encoder: Any, name: str, device: torch.device) -> Space:
 
     def words(texts: list[str]) -> Tensor:
         with torch.inference_mode():
-            return _unit(encoder.text(texts) if isinstance(encoder, DualEncoder) else encoder.features(texts))
+            return _unit(encoder.text(texts) if hasattr(encoder, "text") else encoder.features(texts))
 
     def numbers(batch: Batch) -> Tensor:
         with torch.inference_mode():
             return _unit(encoder.features(*(x.to(device) for x in whole(batch, encoder))))
 
     weights = fingerprint(encoder)
-    if isinstance(encoder, DualEncoder):
+    if isinstance(encoder, (DualEncoder, SeeingModel)):
         return Space(name, weights, pictures=pixels, texts=words, side=encoder.image_size, channels=encoder.channels,
-                     reader=encoder.text_encoder)
+                     reader=getattr(encoder, "text_encoder", encoder))
     if _has_words(encoder):
         return Space(name, weights, texts=words, reader=encoder)
     if isinstance(encoder, NumberEncoder):
@@ -120,7 +120,7 @@ def _of_tower(encoder: Any, name: str, device: torch.device) -> Space:
 
 
 def _has_words(module: Any) -> bool:
-    return isinstance(module, (TextEncoder, LanguageModel))
+    return isinstance(module, (TextEncoder, LanguageModel, SeeingModel))
 
 
 def _chosen(z: Tensor | dict[str, Tensor], wanted: str | None, name: str) -> Tensor:

@@ -15,12 +15,13 @@ from notan.data import Data, keys
 from notan.errors import NotanError
 from notan.nets.build import is_dual
 from notan.nets.prompted import Prompted
+from notan.nets.seeing import OWN
 from notan.probes.base_to_novel import base_to_novel
 from notan.probes.captions import caption_scores
 from notan.probes.features import extract
 from notan.probes.retrieval import retrieval
 from notan.probes.zero_shot import PROMPTS, class_features, zero_shot
-from notan.runs.build import is_both, reads_texts
+from notan.runs.build import has_texts, is_both
 from notan.runs.captions import cut_by
 from notan.runs.embed import encoding, fitted, source_of
 from notan.runs.folder import Run
@@ -33,8 +34,8 @@ WRITTEN = 128                                                           # captio
 def reads_both(run: str | Path) -> bool:
     """Whether a run's method, or a released model, brings pictures and texts to one space."""
     if not (Path(run) / "config.yaml").exists():
-        return is_dual(str(run))
-    return any(reads_texts(tower) or is_both(tower) for tower in catalogue.method(Run(run).settings.method).towers)
+        return is_dual(str(run)) or (Path(run) / OWN).exists()
+    return any(map(has_texts, catalogue.method(Run(run).settings.method).towers))
 
 
 def by_words(run: str | Path, data: Data, rows: int, asked: list[str],
