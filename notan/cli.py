@@ -208,6 +208,8 @@ def _embed_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", type=Path, required=True, help="e.g. embeddings.parquet; or a folder: an index for search and view, "
                                                            "which the same command brings up to date")
     p.add_argument("--split", choices=["train", "test"], help="(default: train; of an index both)")
+    p.add_argument("--instruction", metavar="'which colour is it?'",
+                   help="what is asked of all pictures, of a run that reads one (focallens, focallens_mllm)")
     g = p.add_argument_group("index", "when --out is a folder")
     g.add_argument("--dtype", choices=["float16", "float32"], help="of the vectors (default: float16)")
     g.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
@@ -364,8 +366,9 @@ def _probe(args: argparse.Namespace) -> None:
 def _embed(args: argparse.Namespace) -> None:
     from notan.runs.embed import embed
 
-    out = embed(args.run, args.data, out=args.out, split=args.split, data_options=_data_options(args), vector=args.vector,
-                dtype=args.dtype, approximate=args.approximate, precision=args.precision, console=_console())
+    out = embed(args.run, args.data, out=args.out, split=args.split, data_options=_data_options(args),
+                instruction=args.instruction, vector=args.vector, dtype=args.dtype, approximate=args.approximate,
+                precision=args.precision, console=_console())
     print(f"Embeddings: {out}" if out.suffix == ".parquet" else f"Look into it: notan search {out} ... | notan view {out}")
 
 

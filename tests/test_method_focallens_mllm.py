@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from notan.methods._progress import Progress
 from notan.methods.focallens_mllm import FocalLensMLLM
 from notan.runs.conditional import conditional
 from notan.runs.embed import embed, encoding
+from notan.runs.index import Index
 from notan.runs.search import search
 from notan.runs.train import train
 from notan.runs.words import by_words
@@ -92,6 +94,39 @@ def test_a_run_can_be_asked(run, tmp_path):
     assert len(hits) == 3 and hits[0].score >= hits[1].score
     row = {"image": emoji.test.take(np.arange(4))["image"]}
     torch.testing.assert_close(encoding(run.path / "model")(row)["image"], encoding(run)(row)["image"])   # sums added up
+
+
+def test_pictures_are_embedded_under_an_instruction(run, tmp_path):
+    emoji, colour = open_data("emoji"), "which colour is it?"
+    picture = emoji.test.take(np.arange(1))["image"][0]
+    for source in (run.path, run.path / "model"):
+        plain, asked_ = tmp_path / f"{source.name} plain", tmp_path / f"{source.name} asked"
+        embed(source, emoji, out=plain, split="test")
+        embed(source, emoji, out=asked_, split="test", instruction=colour, dtype="float32")
+        found = search(asked_, picture=picture.numpy(), top=3)
+        assert found.hits[0].score == pytest.approx(1, abs=2e-2) and any(colour in note for note in found.notes)   # bf16
+        wanted = F.normalize(encoding(run, colour)({"image": picture[None]})["image"][0], dim=0)
+        torch.testing.assert_close(torch.from_numpy(np.array(Index(asked_).vectors[0])).float(), wanted, atol=2e-2, rtol=0)
+        assert np.abs(np.array(Index(asked_).vectors[0]) - np.array(Index(plain).vectors[0], dtype=np.float32)).max() > 2e-2
+        assert not search(plain, picture=picture.numpy(), top=3).notes
+        with pytest.raises(NotanError, match=rf"{colour[:-1]}.*one model in an index"):
+            embed(source, emoji, out=plain, split="test", instruction=colour)
+    tables = [pq.read_table(embed(run.path, emoji, out=tmp_path / f"{i}.parquet", split="test", instruction=text))
+              for i, text in enumerate((None, colour))]
+    a, b = (np.stack(table["feature_image"].to_numpy()) for table in tables)
+    assert np.abs(a - b).max() > 1e-3 and a.shape == b.shape
+
+
+def test_an_instruction_to_what_reads_none_is_refused(run, tmp_path):
+    deaf = train("clip", "emoji", out=tmp_path / "clip", steps=0, batch=16, threads=1)
+    for out in (tmp_path / "index", tmp_path / "table.parquet"):
+        with pytest.raises(NotanError, match=r"clip reads no instruction, and 'which\?'.*leave out --instruction"):
+            embed(deaf.path, "emoji", out=out, instruction="which?")
+        with pytest.raises(NotanError, match="the instruction is empty"):
+            embed(run.path, "emoji", out=out, instruction=" ")
+        assert not out.exists()
+    with pytest.raises(NotanError, match=r"an instruction was given for docstrings, which has .*Wanted: pictures"):
+        embed(run.path, "docstrings", out=tmp_path / "texts", instruction="which?")
 
 
 def test_it_goes_on_from_a_run_of_its_own(run, tmp_path):

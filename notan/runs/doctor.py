@@ -80,7 +80,8 @@ def _index(folder: Path) -> list[Finding]:
                              "embedding to a new folder leaves them out"))
     graph = index.header.get("graph")
     graphed = f"graph of {graph['rows']:,}" if graph else "no graph"
-    return [*found, Finding("note", f"{len(index):,} {index.kind} rows of {index.dim} numbers by {name}; {graphed}", "")]
+    under = f" under {asked!r}" if (asked := index.header["model"].get("instruction")) else ""
+    return [*found, Finding("note", f"{len(index):,} {index.kind} rows of {index.dim} numbers by {name}{under}; {graphed}", "")]
 
 
 def checkpoint_names(folder: Path) -> list[str]:

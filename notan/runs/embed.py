@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from notan import catalogue
 from notan.data import Data, DataInfo, Rows, keys, open_data
 from notan.data.items import not_streamed
 from notan.errors import NotanError
@@ -31,23 +32,25 @@ OTHERS = (".csv", ".tsv", ".json", ".jsonl", ".npy", ".npz", ".pt", ".pkl", ".h5
 
 
 def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Path, split: str | None = None,
-          data_options: dict[str, Any] | None = None, batch: int = 512, vector: str | None = None, dtype: str | None = None,
-          approximate: bool = False, precision: str = "auto", console: Any = None) -> Path:
+          data_options: dict[str, Any] | None = None, batch: int = 512, instruction: str | None = None, vector: str | None = None,
+          dtype: str | None = None, approximate: bool = False, precision: str = "auto", console: Any = None) -> Path:
     """Write `out`, a parquet file: `row` int64, `feature` list<float32>[D], and `label`, `class` if there are. Or, where `out` is
     a folder, bring the index there up to date (`runs/indexing.py`), for `search` and `view`.
 
     run: a run folder (its method's `encode`), an encoder folder, "hf:NAME", or a module with `features`. An encode with
     several outputs gives a column `feature_<name>` for each. Pictures of another size are resized to the encoder's.
-    split: default train; of an index both. Of an index alone: vector (which of several outputs), dtype (float16 or
-    float32), approximate (build the graph for approximate search, too), precision (auto, fp32 or bf16). Raises
-    `NotanError` for another suffix, an unknown split, or a source that is none of these.
+    split: default train; of an index both. instruction: that all pictures are encoded under, of a model that reads one. Of an
+    index alone: vector (which of several outputs), dtype (float16 or float32), approximate (build the graph for approximate
+    search, too), precision (auto, fp32 or bf16). Raises `NotanError` for another suffix, an unknown split, a source that is none
+    of these, and an instruction to one that reads none.
     """
     out = Path(out)
     if out.suffix in OTHERS and not out.is_dir():
         raise NotanError(f"--out {out}", "a name that ends in .parquet, or a folder for an index",
                          f"--out {out.with_suffix('.parquet')}")
     if out.suffix != ".parquet":
-        return _index(run, data, out, split, dict(data_options or {}), vector, dtype, approximate, precision, console)
+        return _index(run, data, out, split, dict(data_options or {}), instruction, vector, dtype, approximate, precision,
+                      console)
     if vector or dtype or approximate:
         raise NotanError(f"--out {out} is a table, and was asked for what only an index has",
                          "no --vector, --dtype or --approximate", "leave them out, or --out FOLDER")
@@ -60,7 +63,7 @@ def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Pat
     opened = opened_for(run, data, data_options)
     not_streamed(opened)
     rows = opened.train if split == "train" else opened.test
-    encode = encoding(run)
+    encode = encoding(run, instruction)
     make_folder(out.parent)
     part = out.with_name(f".{out.name}.{os.getpid()}")
     with full_disk_explained(out.parent):
@@ -72,15 +75,16 @@ def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Pat
     return out
 
 
-def _index(run: Any, data: str | Data, out: Path, split: str | None, options: dict[str, Any], vector: str | None,
-           dtype: str | None, approximate: bool, precision: str, console: Any) -> Path:
+def _index(run: Any, data: str | Data, out: Path, split: str | None, options: dict[str, Any], instruction: str | None,
+           vector: str | None, dtype: str | None, approximate: bool, precision: str, console: Any) -> Path:
     from notan.runs import nearest
     from notan.runs.indexing import bar, index
 
     if options.get("cache_side"):
         raise NotanError("--cache-side was given for an index", "pictures at the model's own size", "leave it out")
     asked = {key: options[key] for key in ("fit", "columns", "limit_bad") if options.get(key) is not None}
-    done = index(run, data, out, split=split, vector=vector, dtype=dtype, precision=precision, console=console, **asked)
+    done = index(run, data, out, split=split, instruction=instruction, vector=vector, dtype=dtype, precision=precision,
+                 console=console, **asked)
     if approximate:
         with bar(console, "building the graph") as advance:
             nearest.build_graph(out, advance)
@@ -110,13 +114,33 @@ def source_of(source: str | Path | Run | nn.Module) -> Run | nn.Module:
     return source
 
 
-def encoding(source: str | Path | Run | nn.Module) -> Encode:
+def encoding(source: str | Path | Run | nn.Module, instruction: str | None = None) -> Encode:
     """What turns a batch with `image` uint8 (B, C, H, W), numbers, or `text`, into features: (B, D), or (B, D) by name.
 
-    A run gives its method's `encode`, anything else its `features` of pixels, numbers or text. Runs on a GPU where there is one.
+    A run gives its method's `encode`, anything else its `features` of pixels, numbers or text; of a model that reads
+    instructions all pictures under `instruction`. Runs on a GPU where there is one. Raises `NotanError` for an instruction to a
+    model that reads none.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = source_of(source)
+    encode = _encoding(source)
+    if instruction is None:
+        return encode
+    check_listens(source, instruction)
+    return lambda batch: encode({**batch, "instruction": [instruction] * len(batch["image"])} if "image" in batch else batch)
+
+
+def check_listens(source: Run | nn.Module, instruction: str) -> None:
+    """Raises `NotanError` for an empty instruction, and for a model that reads none."""
+    if not instruction.strip():
+        raise NotanError("the instruction is empty", "what is asked of all pictures", "--instruction 'which colour is it?'")
+    method = source.settings.method if isinstance(source, Run) else type(source).__name__
+    if not ("instruction" in catalogue.method(method).columns if isinstance(source, Run) else isinstance(source, SeeingModel)):
+        raise NotanError(f"{method} reads no instruction, and {instruction!r} was given", "a run of focallens or focallens_mllm",
+                         "leave out --instruction")
+
+
+def _encoding(source: Run | nn.Module) -> Encode:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(source, Run):
         return by_method(source.method().to(device), source.info)
     encoder: Any = source.eval().to(device)
@@ -142,10 +166,13 @@ def unread(batch: dict[str, Any], wanted: str) -> NotanError:
 
 
 def in_one_space(model: DualEncoder | SeeingModel, device: torch.device, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """What a batch has of pictures and texts, (B, d) each; of several captions the first."""
+    """What a batch has of pictures, a language model's under their instruction, and texts, (B, d) each; of several captions the
+    first.
+    """
     found = {}
     if "image" in batch:
-        found["image"] = model.image(fitted(batch["image"].to(device), model.channels, model.image_size))
+        x = fitted(batch["image"].to(device), model.channels, model.image_size)
+        found["image"] = model.image(x, batch.get("instruction")) if isinstance(model, SeeingModel) else model.image(x)
     if "text" in batch or "captions" in batch:
         found["text"] = model.text(first_caption(batch))
     if not found:

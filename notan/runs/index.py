@@ -100,9 +100,8 @@ class Index:
 class Writer:
     """The one writer of an index, which holds its lock while it is open; a lock of a writer that died is free.
 
-    about: `kind`, `model` (name, fingerprint, vector), `dtype`, `fit` of a new index; an old one's must agree. A dtype of None is
-    the old one's, or float16. Raises
-    `NotanError` where another process writes, for another model, and for a folder that holds something else.
+    about: `kind`, `model` (name, fingerprint, vector, instruction), `dtype`, `fit` of a new index; an old one's must agree. A
+    dtype of None is the old one's, or float16. Raises `NotanError` where another process writes, for another model, and for a folder that holds something else.
     """
 
     def __init__(self, path: str | Path, about: dict[str, Any]) -> None:
@@ -270,11 +269,18 @@ def dropped_of(header: dict[str, Any]) -> np.ndarray:
 
 
 def same_model(path: Path, own: dict[str, Any], other: dict[str, Any]) -> None:
-    """Raises `NotanError` that names both where the model of an index and another are not the same weights."""
-    if own["fingerprint"] != other["fingerprint"] or own["vector"] != other["vector"]:
-        names = [f"{m['name']} ({m['fingerprint']}{', ' + m['vector'] if m['vector'] else ''})" for m in (own, other)]
+    """Raises `NotanError` that names both where the model of an index and another are not the same weights, vector and
+    instruction.
+    """
+    if any(own.get(part) != other.get(part) for part in ("fingerprint", "vector", "instruction")):
+        names = [f"{m['name']} ({', '.join([m['fingerprint'], *_chosen(m)])})" for m in (own, other)]
         raise NotanError(f"{path} was made by {names[0]}, and this is {names[1]}", "vectors of one model in an index",
                          "use that model, or embed again to another folder")
+
+
+def _chosen(model: dict[str, Any]) -> list[str]:
+    """What was chosen of a model, in words."""
+    return [said for said in (model.get("vector"), model.get("instruction") and repr(model["instruction"])) if said]
 
 
 def _rebuild(path: Path) -> str:

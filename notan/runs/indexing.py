@@ -27,7 +27,7 @@ from notan.errors import NotanError, did_you_mean
 from notan.probes.features import check_finite
 from notan.runs.index import DTYPES, Writer
 from notan.runs.machine import choose_precision
-from notan.runs.space import Space, open_space
+from notan.runs.space import Space, model_of, open_space
 
 PART = 4096                                                             # rows that are written at once
 THUMB = 128                                                             # longer side of a thumbnail, in pixels
@@ -52,12 +52,12 @@ class Done:
         return f"{', '.join(said) or 'nothing new'}{named}; {self.total:,} in all, {self.seconds:.0f} s"
 
 
-def index(run: Any, data: str | Data, out: str | Path, *, split: str | None = None, vector: str | None = None,
-          dtype: str | None = None, fit: str = "crop", columns: dict[str, str] | None = None, limit_bad: float = 0.01,
-          precision: str = "auto", batch: int | None = None, console: Any = None) -> Done:
+def index(run: Any, data: str | Data, out: str | Path, *, split: str | None = None, instruction: str | None = None,
+          vector: str | None = None, dtype: str | None = None, fit: str = "crop", columns: dict[str, str] | None = None,
+          limit_bad: float = 0.01, precision: str = "auto", batch: int | None = None, console: Any = None) -> Done:
     """Bring the index in the folder `out` up to date with `data`: rows that are new, changed or gone since the last time.
 
-    run: as `open_space` takes it, with `vector`. split: "train", "test", or both where None. Vectors have length 1, as
+    run: as `open_space` takes it, with `instruction` and `vector`. split: "train", "test", or both where None. Vectors have length 1, as
     `dtype` (default: the index's own, of a new one float16). precision: of the model, "auto" is bf16 where the machine
     multiplies it natively, else fp32. batch: rows at a time (default: 32 on a CPU, whose cache they fit, else 256).
     Pictures are decoded at the model's own size, `fit` says how; they get thumbnails. What cannot be read is skipped,
@@ -71,9 +71,12 @@ def index(run: Any, data: str | Data, out: str | Path, *, split: str | None = No
     if dtype is not None and dtype not in DTYPES:
         raise NotanError(f"dtype {dtype!r}", " or ".join(DTYPES), did_you_mean(dtype, DTYPES))
     start, items = time.monotonic(), items_of(data, split, columns)
-    space = open_space(run, vector)
+    space = open_space(run, vector, instruction)
     kind = kind_of(space, items)
-    about = {"kind": kind, "model": {"name": space.name, "fingerprint": space.fingerprint, "vector": vector},
+    if instruction is not None and kind != "picture":
+        raise NotanError(f"an instruction was given for {items.spec}, which has {', '.join(items.columns)}", "pictures",
+                         "leave out --instruction")
+    about = {"kind": kind, "model": model_of(space, vector, instruction),
              "dtype": dtype, "fit": fit}
     device, low = "cuda" if torch.cuda.is_available() else "cpu", choose_precision(precision) == "bf16"
     batch = batch or (32 if device == "cpu" else 256)

@@ -17,7 +17,7 @@ from notan.errors import NotanError
 from notan.runs.index import Index, same_model
 from notan.runs.indexing import THUMB
 from notan.runs.nearest import approximate, exact, load_graph
-from notan.runs.space import Space, heard, open_space
+from notan.runs.space import Space, heard, model_of, open_space
 
 EXACT_UP_TO = 500_000                                                   # rows: beyond, a graph is used where there is one
 How = Literal["exact", "approximate"]
@@ -73,8 +73,9 @@ class Searcher:
         if isinstance(source, str) and not source.startswith("hf:") and not Path(source).exists():
             raise NotanError(f"the model of {self.index.path} is not at {source}", "its weights, "
                              f"{own['fingerprint']}", "say where it is: --model RUN")
-        found = open_space(source, own["vector"])
-        same_model(self.index.path, own, {"name": found.name, "fingerprint": found.fingerprint, "vector": own["vector"]})
+        vector, instruction = own["vector"], own.get("instruction")     # an index of before there were any has none
+        found = open_space(source, vector, instruction)
+        same_model(self.index.path, own, model_of(found, vector, instruction))
         return found
 
     @cached_property
@@ -148,6 +149,8 @@ class Searcher:
         else:
             scores, rows = exact(index.vectors, index.alive, query, top)
         seconds = time.perf_counter() - start
+        if instruction := index.header["model"].get("instruction"):
+            notes = [*notes, f"pictures are seen under the instruction {instruction!r}"]
         pairs = zip(scores[0].tolist(), rows[0].tolist())
         hits = [self.hit(row, score, rank) for rank, (score, row) in enumerate(pairs, start=1)]
         return Found(hits, notes, how, len(index), seconds)

@@ -18,7 +18,7 @@ from notan.methods._inputs import whole
 from notan.nets.hub import fingerprint
 from notan.nets.protocols import DualEncoder, ImageEncoder, LanguageModel, NumberEncoder, SeeingModel, TextEncoder
 from notan.nets.text import TextTransformer
-from notan.runs.embed import by_method, fitted, source_of
+from notan.runs.embed import by_method, check_listens, fitted, source_of
 from notan.runs.folder import Run
 from notan.runs.words import reads_both
 
@@ -49,17 +49,27 @@ class Space:
         return " and ".join(kinds)
 
 
-def open_space(source: str | Path | Run | nn.Module, vector: str | None = None) -> Space:
+def open_space(source: str | Path | Run | nn.Module, vector: str | None = None, instruction: str | None = None) -> Space:
     """The space of a run (its method's `encode`), an encoder folder, "hf:NAME", or a module with `features`.
 
-    vector: of a method that gives several vectors, which; not needed where they are of a picture and its text. On a GPU where
-    there is one. Raises `NotanError` where nothing can be loaded, and for several vectors of which none was named.
+    vector: of a method that gives several vectors, which; not needed where they are of a picture and its text. instruction: that
+    pictures are encoded under. On a GPU where there is one. Raises `NotanError` where nothing can be loaded, for several vectors
+    of which none was named, and for an instruction to a model that reads none.
     """
     device, name, opened = torch.device("cuda" if torch.cuda.is_available() else "cpu"), called(source), source_of(source)
     both = isinstance(opened, Run) and reads_both(opened.path)
     if vector is not None and (both or not isinstance(opened, Run)):
         raise _one(name)
-    return _of_run(opened, vector, device) if isinstance(opened, Run) else _of_tower(opened.eval().to(device), name, device)
+    if instruction is not None:
+        check_listens(opened, instruction)
+    if isinstance(opened, Run):
+        return _of_run(opened, vector, instruction, device)
+    return _of_tower(opened.eval().to(device), name, instruction, device)
+
+
+def model_of(space: Space, vector: str | None, instruction: str | None) -> dict[str, Any]:
+    """What an index keeps of the model that made it."""
+    return {"name": space.name, "fingerprint": space.fingerprint, "vector": vector, "instruction": instruction}
 
 
 def called(source: str | Path | Run | nn.Module) -> str:
@@ -71,7 +81,7 @@ def called(source: str | Path | Run | nn.Module) -> str:
     return str(source) if str(source).startswith("hf:") else os.path.abspath(source)
 
 
-def _of_run(run: Run, vector: str | None, device: torch.device) -> Space:
+def _of_run(run: Run, vector: str | None, instruction: str | None, device: torch.device) -> Space:
     method, info = run.method().to(device), run.info
     encode, both = by_method(method, info), reads_both(run.path)
     parts: list[Any] = [getattr(part, "text_encoder", part) for part in method.children()]
@@ -84,18 +94,23 @@ def _of_run(run: Run, vector: str | None, device: torch.device) -> Space:
                         "row": torch.arange(len(first))})
         return _unit(_chosen(z, wanted, called(run)))
 
+    def seen(x: Tensor) -> Tensor:
+        asked = {} if instruction is None else {"instruction": [instruction] * len(x)}
+        return one({"image": x, **asked}, "image" if both else vector)
+
     pictures = info.image_size is not None and "image" in info.columns
     return Space(
         called(run), fingerprint(method), side=info.image_size or 0, channels=info.channels or 0, reader=reader,
-        pictures=(lambda x: one({"image": x}, "image" if both else vector)) if pictures and (both or reader is None) else None,
+        pictures=seen if pictures and (both or reader is None) else None,
         texts=(lambda texts: one({"text": texts}, "text" if both else vector)) if reader is not None else None,
         numbers=(lambda batch: one(batch, vector)) if not pictures and reader is None else None)
 
 
-def _of_tower(encoder: Any, name: str, device: torch.device) -> Space:
+def _of_tower(encoder: Any, name: str, instruction: str | None, device: torch.device) -> Space:
     def pixels(x: Tensor) -> Tensor:
+        x = fitted(x.to(device), encoder.channels, encoder.image_size)
         with torch.inference_mode():
-            return _unit(encoder.features(fitted(x.to(device), encoder.channels, encoder.image_size)))
+            return _unit(encoder.features(x) if instruction is None else encoder.image(x, [instruction] * len(x)))
 
     def words(texts: list[str]) -> Tensor:
         with torch.inference_mode():
