@@ -101,7 +101,8 @@ class Writer:
     """The one writer of an index, which holds its lock while it is open; a lock of a writer that died is free.
 
     about: `kind`, `model` (name, fingerprint, vector, instruction), `dtype`, `fit` of a new index; an old one's must agree. A
-    dtype of None is the old one's, or float16. Raises `NotanError` where another process writes, for another model, and for a folder that holds something else.
+    dtype of None is the old one's, or float16. Raises `NotanError` where another process writes, for another model, and for a
+    folder that holds something else.
     """
 
     def __init__(self, path: str | Path, about: dict[str, Any]) -> None:

@@ -57,9 +57,9 @@ def index(run: Any, data: str | Data, out: str | Path, *, split: str | None = No
           limit_bad: float = 0.01, precision: str = "auto", batch: int | None = None, console: Any = None) -> Done:
     """Bring the index in the folder `out` up to date with `data`: rows that are new, changed or gone since the last time.
 
-    run: as `open_space` takes it, with `instruction` and `vector`. split: "train", "test", or both where None. Vectors have length 1, as
-    `dtype` (default: the index's own, of a new one float16). precision: of the model, "auto" is bf16 where the machine
-    multiplies it natively, else fp32. batch: rows at a time (default: 32 on a CPU, whose cache they fit, else 256).
+    run: as `open_space` takes it, with `instruction` and `vector`. split: "train", "test", or both where None. Vectors have
+    length 1, as `dtype` (default: the index's own, of a new one float16). precision: of the model, "auto" is bf16 where the
+    machine multiplies it natively, else fp32. batch: rows at a time (default: 32 on a CPU, whose cache they fit, else 256).
     Pictures are decoded at the model's own size, `fit` says how; they get thumbnails. What cannot be read is skipped,
     named in the index, and tried again when it changes. Raises `NotanError` for more than the share `limit_bad` of that,
     for data the model does not read, for an index of another model, and where another process writes to it.
