@@ -9,7 +9,7 @@ import torch
 
 from notan.errors import NotanError
 from notan.nets.build import build_encoder, load_encoder, save_encoder
-from notan.nets.hub import HubEncoder, from_hub
+from notan.nets.hub import HubEncoder, from_hub, sees
 from notan.nets.norm import GlobalBatchNorm2d
 from notan.nets.protocols import ImageEncoder, TokenEncoder
 
@@ -128,3 +128,51 @@ def test_what_is_not_there_or_not_for_images_is_named(tmp_path):
     _save("vit", tmp_path / "vit")
     with pytest.raises(NotanError, match="--cache-side 32"):
         from_hub(str(tmp_path / "vit"), image_size=64)
+
+
+# ---- what a name holds ----------------------------------------------------------------------------------------------------
+
+def _kinds():
+    from transformers import BeitConfig, BertConfig, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, ViTConfig
+
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sees = {**size, "image_size": 16, "patch_size": 8}
+    words = {**size, "vocab_size": 40, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
+    return {"beit": (BeitConfig(**sees), True), "vit": (ViTConfig(**sees), True), "clip_vision": (CLIPVisionConfig(**sees), True),
+            "clip": (CLIPConfig(vision_config=sees, text_config=words), True), "bert": (BertConfig(**words), False),
+            "clip_text": (CLIPTextConfig(**words), False)}
+
+
+@pytest.mark.parametrize("kind", ["beit", "vit", "clip_vision", "clip", "bert", "clip_text"])
+def test_a_config_says_what_a_model_reads(kind):
+    config, wanted = _kinds()[kind]                                     # BEiT has a vocabulary, of pictures' pieces
+    assert sees(config) == wanted
+
+
+def test_weights_of_a_hub_s_text_model_are_read_once_and_a_missing_name_is_asked_for_once(tmp_path, monkeypatch):
+    from transformers import AutoConfig, AutoModel, BertConfig, BertModel
+
+    from notan.methods._example import texts
+    from notan.nets.language import new_tokenizer
+    from notan.runs.embed import load_tower
+
+    new_tokenizer(texts(8)["text"], 300, 32).save_pretrained(tmp_path / "bert")
+    BertModel(BertConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                         pad_token_id=0)).save_pretrained(tmp_path / "bert")
+    asked: list[str] = []
+
+    def counted(kind):
+        whole = kind.from_pretrained.__func__
+
+        def from_pretrained(cls, source, **how):
+            asked.append(kind.__name__)
+            return whole(cls, source, **how)
+        monkeypatch.setattr(kind, "from_pretrained", classmethod(from_pretrained))
+
+    counted(AutoModel)
+    assert load_tower(f"hf:{tmp_path / 'bert'}").dim == 16 and asked == ["AutoModel"]
+    asked.clear()
+    counted(AutoConfig)
+    with pytest.raises(NotanError, match="transformers cannot load 'no/such-model-here'"):
+        load_tower("hf:no/such-model-here")
+    assert asked == ["AutoConfig"]

@@ -17,7 +17,7 @@ from notan import cli, train
 from notan.data import Rows
 from notan.data.instructions import Question, instructed, write
 from notan.errors import NotanError
-from notan.probes.conditional import own_gallery, same_value, true_or_false
+from notan.probes.conditional import both_of_two, own_gallery, same_value, true_or_false
 from notan.runs.conditional import conditional
 
 HEIGHT = Question(("how high is it?", "name its height"), ("low", "middle", "high"))
@@ -108,6 +108,24 @@ def test_the_nearer_caption_by_hand():
     assert true_or_false(z, z, z)["accuracy"] == 0
     with pytest.raises(NotanError, match="false caption features"):
         true_or_false(z, z, z[:3])
+
+
+def test_a_pair_counts_where_both_texts_pick_their_picture():
+    z = torch.eye(4).unflatten(0, (2, 2))                               # two pairs of pictures
+    found = both_of_two(z, z)
+    assert found["accuracy"] == 1 and found["chance"] == 0.25 and found["n"] == 2
+    half = torch.stack([z[0, 0], 0.9 * z[0, 0] + 0.1 * z[0, 1]])[None]  # both texts pick the first picture
+    assert both_of_two(z[:1], half)["accuracy"] == 0
+    assert both_of_two(z, z.flip(1))["accuracy"] == 0 and both_of_two(torch.ones(2, 2, 4), z)["accuracy"] == 0  # ties
+    texts = torch.cat([z[:1], z[1:].flip(1)])
+    found = both_of_two(z, texts, ["number", "colour"])
+    assert found["by_group"] == {"number": 1.0, "colour": 0.0} and found["accuracy"] == 0.5
+    many = both_of_two(torch.randn(4000, 2, 8, generator=torch.Generator().manual_seed(0)), randn(4000, 2, 8, seed=1))
+    assert abs(many["accuracy"] - 0.25) < 0.03
+    with pytest.raises(NotanError, match=r"text features of shape \(2, 4\)"):
+        both_of_two(z, z[0])
+    with pytest.raises(NotanError, match="1 groups for 2 rows"):
+        both_of_two(z, z, ["a"])
 
 
 # ---- encoders that listen, and those that do not -----------------------------------------------------------------------------

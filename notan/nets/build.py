@@ -16,7 +16,7 @@ from notan.nets.convnet import ConvNet
 from notan.nets.dual import RELEASED, Dual, head, released
 from notan.nets.files import load_weights, moved_into
 from notan.nets.headed import Headed
-from notan.nets.hub import HubEncoder, from_hub, rebuild
+from notan.nets.hub import HubEncoder, described, from_hub, rebuild
 from notan.nets.language import fresh, pretrained, save_language
 from notan.nets.mlp import MLP
 from notan.nets.numbers import Series, Table
@@ -122,14 +122,9 @@ def build_seeing(spec: str | dict[str, Any], info: DataInfo | None = None) -> Se
 
 
 def is_dual(source: str) -> bool:
-    """Whether "hf:NAME", or a folder, is two encoders with a joint space."""
+    """Whether "hf:NAME", or a folder, is two encoders with a joint space. Raises `NotanError` for a name that is not there."""
     if source.startswith("hf:"):
-        from transformers import AutoConfig
-
-        try:
-            return AutoConfig.from_pretrained(source[3:]).model_type in RELEASED
-        except (OSError, ValueError):
-            return False                                                # whoever opens it says why
+        return described(source[3:]).model_type in RELEASED
     return _model_type(Path(source)) in ("dual", "prompted", *RELEASED)
 
 

@@ -162,8 +162,31 @@ def opened(source: str, **how: Any) -> Any:
     """The model of `transformers` that a name on the hub or a folder holds, with its weights."""
     from transformers import AutoModel
 
-    try:
+    with _explained(source):
         return AutoModel.from_pretrained(source, **how)
+
+
+def described(source: str) -> Any:
+    """The config of such a model, for which nothing else is loaded."""
+    from transformers import AutoConfig
+
+    with _explained(source):
+        return AutoConfig.from_pretrained(source)
+
+
+def sees(config: Any) -> bool:
+    """Whether a model of this config takes pictures, or has a part that does."""
+    from transformers import MODEL_MAPPING
+
+    kinds = MODEL_MAPPING.get(type(config), ())                         # type: ignore[attr-defined]
+    kinds = kinds if isinstance(kinds, (tuple, list)) else (kinds,)
+    return hasattr(config, "vision_config") or any(getattr(kind, "main_input_name", "") == "pixel_values" for kind in kinds)
+
+
+@contextmanager
+def _explained(source: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError) as error:
         raise NotanError(f"transformers cannot load {source!r}: {str(error).strip().splitlines()[0]}",
                          "a model name or a folder with config.json and weights",

@@ -1,4 +1,5 @@
-"""What depends on what was asked: retrieval under an instruction, galleries of a query's own, a caption and its false twin.
+"""What depends on what was asked: retrieval under an instruction, galleries of a query's own, a caption and its false twin, and
+two pictures with what tells them apart.
 
 Ties count against, so features that are all equal find nothing and choose wrongly.
 """
@@ -90,9 +91,39 @@ def true_or_false(pictures: Tensor, true: Tensor, false: Tensor, groups: Sequenc
                              "as many, not none")
     z, t, f = (F.normalize(x.double(), dim=1) for x in (pictures, true, false))
     right = ((z * t).sum(1) > (z * f).sum(1)).double()
-    named = list(groups or ())
-    by_group = {name: float(right[torch.tensor([g == name for g in named])].mean()) for name in dict.fromkeys(named)}
-    value = sum(by_group.values()) / len(by_group) if by_group else float(right.mean())
+    value, by_group, said = _over(right, groups)
     protocol = Protocol("the nearer of two captions by cosine, ties count against", split, 0, len(z),
-                        notes="; ".join(filter(None, [f"mean over {len(by_group)} groups" if by_group else "", notes])))
+                        notes="; ".join(filter(None, [said, notes])))
     return {"accuracy": value, **({"by_group": by_group} if by_group else {}), "chance": 0.5, "n": len(z), "protocol": protocol}
+
+
+def both_of_two(pictures: Tensor, texts: Tensor, groups: Sequence[str] | None = None, *, split: str = "the test split",
+                notes: str = "") -> dict[str, Any]:
+    """Two pictures that differ in one thing, and what is true of each: a pair is right where each text is nearer to its picture
+    than to the other (as MMVP-VLM: Tong et al. 2024, arXiv 2401.06209).
+
+    pictures, texts (P, 2, D): text i is of picture i; groups: what differs in each pair. Returns `accuracy`, where there are
+    groups the mean over them and `by_group`; `chance` 0.25, `n` and `protocol`.
+    """
+    for x, name in ((pictures, "picture"), (texts, "text")):
+        check_finite(x, f"{name} features")
+        if x.shape != pictures.shape or x.ndim != 3 or x.shape[1] != 2 or not len(x):
+            raise NotanError(f"{name} features of shape {tuple(x.shape)} for pictures {tuple(pictures.shape)}",
+                             "(P, 2, D) both, and one pair or more")
+    s = torch.einsum("ptd,pid->pti", F.normalize(texts.double(), dim=2), F.normalize(pictures.double(), dim=2))
+    right = ((s[:, 0, 0] > s[:, 0, 1]) & (s[:, 1, 1] > s[:, 1, 0])).double()
+    value, by_group, said = _over(right, groups)
+    protocol = Protocol("each of two texts picks its picture by cosine, ties count against", split, 0, len(s),
+                        notes="; ".join(filter(None, [said, notes])))
+    return {"accuracy": value, **({"by_group": by_group} if by_group else {}), "chance": 0.25, "n": len(s), "protocol": protocol}
+
+
+def _over(right: Tensor, groups: Sequence[str] | None) -> tuple[float, dict[str, float], str]:
+    """The mean of what is right (N,), over groups where there are any; of each group; and how that is said."""
+    named = list(groups or ())
+    if named and len(named) != len(right):
+        raise NotanError(f"{len(named):,} groups for {len(right):,} rows", "one for each")
+    by_group = {name: float(right[torch.tensor([g == name for g in named])].mean()) for name in dict.fromkeys(named)}
+    if not by_group:
+        return float(right.mean()), {}, ""
+    return sum(by_group.values()) / len(by_group), by_group, f"mean over {len(by_group)} groups"

@@ -19,6 +19,7 @@ from notan.errors import NotanError
 from notan.methods._inputs import whole
 from notan.methods._pairs import first_caption
 from notan.nets.build import build_dual, build_encoder, is_dual, load_encoder
+from notan.nets.hub import described, sees
 from notan.nets.protocols import DualEncoder, LanguageModel, NumberEncoder, SeeingModel, TextEncoder
 from notan.nets.text import build_text
 from notan.probes.features import extract
@@ -209,12 +210,7 @@ def load_tower(source: str | Path) -> Any:
     if is_dual(str(source)):
         return build_dual(str(source)).eval()
     if str(source).startswith("hf:"):
-        try:
-            return build_encoder(str(source)).eval()
-        except NotanError as error:
-            if "takes no images" not in error.seen:
-                raise
-        return build_text(str(source)).eval()
+        return (build_encoder if sees(described(str(source)[3:])) else build_text)(str(source)).eval()
     return Run(source).encoder() if (Path(source) / "config.yaml").exists() else load_encoder(source)
 
 
