@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -9,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from notan import catalogue
 from notan.data import open_data
 from notan.errors import NotanError
 from notan.methods import focallens_mllm
 from notan.methods._example import asked, tiny_seeing_model
 from notan.methods._progress import Progress
 from notan.methods.focallens_mllm import FocalLensMLLM
+from notan.runs.build import too_fast
 from notan.runs.conditional import conditional
 from notan.runs.embed import embed, encoding
 from notan.runs.index import Index
@@ -109,7 +113,10 @@ def test_pictures_are_embedded_under_an_instruction(run, tmp_path):
         torch.testing.assert_close(torch.from_numpy(np.array(Index(asked_).vectors[0])).float(), wanted, atol=2e-2, rtol=0)
         assert np.abs(np.array(Index(asked_).vectors[0]) - np.array(Index(plain).vectors[0], dtype=np.float32)).max() > 2e-2
         assert not search(plain, picture=picture.numpy(), top=3).notes
-        with pytest.raises(NotanError, match=rf"{colour[:-1]}.*one model in an index"):
+        embed(source, emoji, out=asked_, split="test", instruction=f" {colour} ", dtype="float32")     # the same one
+        with pytest.raises(NotanError, match=rf"--instruction '{colour[:-1]}"):
+            embed(source, emoji, out=asked_, split="test", dtype="float32")
+        with pytest.raises(NotanError, match=rf"{colour[:-1]}.*one model in an index.*leave out --instruction"):
             embed(source, emoji, out=plain, split="test", instruction=colour)
     tables = [pq.read_table(embed(run.path, emoji, out=tmp_path / f"{i}.parquet", split="test", instruction=text))
               for i, text in enumerate((None, colour))]
@@ -125,6 +132,11 @@ def test_an_instruction_to_what_reads_none_is_refused(run, tmp_path):
         with pytest.raises(NotanError, match="the instruction is empty"):
             embed(run.path, "emoji", out=out, instruction=" ")
         assert not out.exists()
+    with pytest.raises(NotanError, match=r"pictures, which an instruction asks about"):
+        embed(run.path, "docstrings", out=tmp_path / "texts.parquet", instruction="which?")
+    for out in (tmp_path / "index", tmp_path / "table.parquet"):
+        with pytest.raises(NotanError, match=r"the instruction has \d+ tokens and the model reads \d+"):
+            embed(run.path, "emoji", out=out, instruction="which of all of these " * 80)
     with pytest.raises(NotanError, match=r"an instruction was given for docstrings, which has .*Wanted: pictures"):
         embed(run.path, "docstrings", out=tmp_path / "texts", instruction="which?")
 
@@ -134,3 +146,11 @@ def test_it_goes_on_from_a_run_of_its_own(run, tmp_path):
                   threads=1, precision="fp32", settings={"lora": 2})
     row = {"image": open_data("emoji").test.take(np.arange(4))["image"]}
     torch.testing.assert_close(encoding(again)(row)["image"], encoding(run)(row)["image"])
+
+
+def test_a_released_model_by_a_recipe_for_fresh_weights_is_told():
+    paper, small = (catalogue.method("focallens_mllm").recipes[name]["optimiser"] for name in ("paper", "small"))
+    for spec, recipe, said in (("hf:me/mine", "small", "--recipe paper"), ("hf:me/mine", "paper", ""), ("runs/x", "small", "")):
+        config = SimpleNamespace(method="focallens_mllm", towers={"model": spec}, optimiser=small if recipe == "small" else paper)
+        found = too_fast(config, recipe)
+        assert said in found and bool(said) == bool(found)

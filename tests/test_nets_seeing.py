@@ -14,9 +14,10 @@ from notan.data import DataInfo
 from notan.errors import NotanError
 from notan.methods._example import images, tiny_language_model, tiny_seeing_model
 from notan.nets.build import build_seeing, load_encoder, save_encoder
+from notan.nets.language import explained
 from notan.nets.lora import add_lora
 from notan.nets.protocols import DualEncoder, ImageEncoder, LanguageModel, SeeingModel, TextEncoder
-from notan.nets.seeing import Seeing, freeze
+from notan.nets.seeing import Seeing, freeze, own_side
 
 X = images(4)["image"].double() / 255
 ASKED = ["what is it", "how many", "which colour does the old house by the sea have", ""]
@@ -26,8 +27,11 @@ TEMPLATE = ("{% for m in messages %}{% for part in m['content'] %}{% if part['ty
 
 @pytest.fixture
 def model() -> Seeing:
+    """Its tokenizer pads on the left by itself, as those of many models do."""
     torch.manual_seed(0)
-    return tiny_seeing_model().double().eval()
+    model = tiny_seeing_model().double().eval()
+    model.tokenizer.padding_side = "left"
+    return model
 
 
 def test_it_keeps_its_protocol_and_no_other(model):
@@ -72,14 +76,14 @@ def test_it_depends_on_picture_and_instruction_and_on_nothing_else_in_the_batch(
 
 def around(family: str) -> Seeing:
     """A tiny model of a family, without a processor: its rows are given."""
-    tokenizer = SimpleNamespace(pad_token_id=2, padding_side="left")
+    tokenizer = SimpleNamespace(pad_token_id=2)
 
     class Rows(Seeing):
         def _rows(self, pixels, said):
             return {"input_ids": torch.zeros(1, 9)}
 
     torch.manual_seed(0)
-    return Rows(tiny(family), SimpleNamespace(tokenizer=tokenizer), {"image_size": 8}, dim=16).double().eval()
+    return Rows(tiny(family), SimpleNamespace(tokenizer=tokenizer), {}, dim=16, image_size=8).double().eval()
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
@@ -112,6 +116,31 @@ def test_instructions_are_cut_and_a_picture_s_sign_in_words_is_a_space(model):
         assert torch.isfinite(model.text(["", "<image>"])).all()
 
 
+def test_signs_of_the_tokenizer_s_own_are_no_part_of_a_text(model):
+    """An answer that names a picture or ends a turn is words."""
+    end = model.tokenizer.eos_token
+    with torch.no_grad():
+        torch.testing.assert_close(model.text([f"a {end} b<image>"]), model.text(["a   b "]))
+    model.processor.chat_template = TEMPLATE
+    assert model.tokenizer.decode(model._rows(None, [""])["input_ids"][0]) == " so:"      # an empty text is one, too
+
+
+def test_each_row_brings_its_own_picture(model):
+    """A flat list is the pictures of one row to processors of several families."""
+    given, whole = [], model.processor.__class__.__call__
+
+    def call(self, images=None, **more):
+        given.append(images)
+        return whole(self, images=images, **more)
+
+    kind = type("Spied", (model.processor.__class__,), {"__call__": call})
+    model.processor.__class__ = kind
+    model.image(X, ASKED)
+    assert [len(one) for one in given[0]] == [1, 1, 1, 1]
+    with pytest.raises(NotanError, match="2 instructions for 4 pictures"):
+        model.image(X, ["a", "b"])
+
+
 def test_a_chat_template_is_used_where_there_is_one(model):
     plain = model.image(X, ASKED).detach()
     model.processor.chat_template = TEMPLATE
@@ -139,14 +168,56 @@ def test_its_folder_opens_here_and_in_transformers(model, tmp_path):
         theirs, processor = (kind.from_pretrained(tmp_path / "kept") for kind in (AutoModelForImageTextToText, AutoProcessor))
         ids = processor(text=["the cat"], return_tensors="pt")["input_ids"]
         torch.testing.assert_close(theirs(input_ids=ids).logits, model.model(input_ids=ids).logits)
+    grey = DataInfo("grey", 4, ("image",), 16, 1)
+    assert build_seeing(f"hf:{tmp_path / 'kept'}", grey).image_size == 16                       # the processor takes any channels
     other = build_seeing({"name": "hf", "source": str(tmp_path / "kept"), "dim": 32})
     assert other.dim == 32
     with pytest.raises(NotanError, match=r"space of 32 numbers, and 5 were asked"):
         build_seeing({"name": "hf", "source": str(tmp_path / "kept"), "dim": 5})
     (tmp_path / "kept" / "readout.safetensors").unlink()
     assert build_seeing(f"hf:{tmp_path / 'kept'}").dim == 768           # a model that has no space yet
-    with pytest.raises(NotanError, match=r"takes 3 channels of side 16.*--cache-side 16"):
+    with pytest.raises(NotanError, match=r"takes pictures of side 16.*64.*--cache-side 16"):
         build_seeing(f"hf:{tmp_path / 'kept'}", DataInfo("d", 4, ("image",), 64, 3))
+    (tmp_path / "kept" / "readout.safetensors").write_bytes(b"no such thing")
+    with pytest.raises(NotanError, match=r"readout.safetensors cannot be read"):
+        build_seeing(f"hf:{tmp_path / 'kept'}")
+
+
+def test_a_model_that_takes_any_side_keeps_the_data_s(model, tmp_path):
+    model = model.float()
+    model.processor.image_processor.do_center_crop = False              # as those that cut pictures into many pieces
+    model.processor.image_processor.size = {"shortest_edge": 16}
+    assert own_side(model.processor) == 0 and own_side(tiny_seeing_model().processor) == 16
+    model.image_size = 40
+    save_encoder(model, tmp_path / "kept")
+    assert load_encoder(tmp_path / "kept").image_size == 40
+    with pytest.raises(NotanError, match=r"takes pictures of side 40.*64"):
+        build_seeing(f"hf:{tmp_path / 'kept'}", DataInfo("d", 4, ("image",), 64, 3))
+
+
+def test_what_cannot_be_read_this_way_is_refused_by_name(model, tmp_path, monkeypatch):
+    save_encoder(model.float(), tmp_path / "kept")
+    (tmp_path / "kept" / "readout.safetensors").unlink()
+    whole = Seeing.read
+    monkeypatch.setattr(Seeing, "read", lambda self, rows: whole(self, rows).cumsum(0).flip(0))
+    with pytest.raises(NotanError, match=r"depends on the rows beside it.*causal language model"):
+        build_seeing(f"hf:{tmp_path / 'kept'}")
+
+    def refuses(self, rows):
+        raise ValueError("images are expected")
+    monkeypatch.setattr(Seeing, "read", refuses)
+    with pytest.raises(NotanError, match=r"kept does not read pictures with words, and words alone: images are expected"):
+        build_seeing(f"hf:{tmp_path / 'kept'}")
+    monkeypatch.setattr(model.model, "get_encoder", lambda modality: model.model)
+    with pytest.raises(NotanError, match="of a LlavaForConditionalGeneration cannot be told apart"):
+        freeze(model.model, pictures=True, words=True)
+
+
+def test_a_missing_package_names_its_extra():
+    with pytest.raises(NotanError, match=r"needs a package.*notan\[seeing\]"), explained("x", "an image-text-to-text model"):
+        raise ImportError("requires the Torchvision library")
+    with pytest.raises(NotanError, match=r"notan\[gguf\]"), explained("x.gguf", "a causal language model, or a .gguf file"):
+        raise ImportError("gguf")
 
 
 @pytest.mark.parametrize(("pictures", "words", "learn"), [
@@ -171,7 +242,9 @@ def test_odd_specs_are_named(tmp_path):
     for spec, said in (("bert", "no language model 'bert' that sees"), ("llava", "without a tokenizer"),
                        (f"llava:tokenizer={tmp_path / 'tokenizer'},width=8", "no option 'width'"),
                        (f"llava:tokenizer={tmp_path / 'tokenizer'},dim=30", "llava of dim 30 with 4 heads"),
-                       (f"llava:tokenizer={tmp_path / 'tokenizer'},context=60", "a context of 60 tokens"),
-                       ("hf:no/such-model-here", "no image-text-to-text model|is no language model")):
+                       (f"llava:tokenizer={tmp_path / 'tokenizer'},heads=0", "heads = 0"),
+                       (f"llava:tokenizer={tmp_path / 'tokenizer'},image_size=100,patch=12", "patch=10"),
+                       (f"llava:tokenizer={tmp_path / 'tokenizer'},context=60", r"a context of 60 tokens.*context=19\d"),
+                       (f"hf:{tmp_path / 'nothing'}", "is no language model")):
         with pytest.raises(NotanError, match=said):
             build_seeing(spec)

@@ -54,6 +54,16 @@ def test_a_run_of_a_comparison_can_be_run_again_from_its_config(tmp_path):
     assert all((one[k] == two[k]).all() for k in one)
 
 
+@pytest.mark.parametrize("slug", ["focallens", "focallens_mllm"])
+def test_a_method_whose_batches_hold_groups_can_be_compared(slug, tmp_path):
+    """Before its first step it stands beside itself, which takes a batch that its groups fit in."""
+    out = tmp_path / "out"
+    assert cli.main(["compare", slug, "--data", "emoji-questions", "--steps", "1", "--batch", "8", "--seeds", "1", "--threads",
+                     "1", "--probe-rows", "60", "--out", str(out)]) == 0
+    rows = {row["arm"]: row for row in json.loads((out / "study.json").read_text())["rows"]}
+    assert slug in rows and any(name.startswith("random weights") for name in rows)
+
+
 def test_encoders_that_differ_are_told_apart():
     """Methods are ranked within an architecture: another stem or block is another one."""
     simclr, pixpro, mae = (catalogue.method(m).recipes["small"]["encoder"] for m in ("simclr", "pixpro", "mae"))

@@ -15,8 +15,9 @@ Answers that are the same words are right for each other's pictures, and rows of
 one batch, as in `focallens`. What is between the picture encoder and the language model learns, with R and P; of the language
 model low-rank changes (`lora`), or all of it; the picture encoder only where `picture_encoder` says so.
 
-**Data.** Rows of `image`, `instruction` and `answer`: see `focallens`. `emoji-questions` is built in. `--model hf:NAME` takes any
-image-text-to-text model of `transformers` with its chat template; the run's `model/` is again one that opens there.
+**Data.** Rows of `image`, `instruction` and `answer`: see `focallens`. `emoji-questions` is built in. `--recipe paper --model hf:NAME`
+takes a causal image-text-to-text model of `transformers` with its chat template (processors of most families but LLaVA's ask for
+`pip install 'notan[seeing]'`); the run's `model/` is again one that opens there. Without a name a small LLaVA learns from nothing.
 
 **When it helps.** Instructions that a picture encoder could not follow from a vector: long ones, ones that name things and
 compare them. Texts are read by the same model, so no CLIP is needed. Where instructions are few and short, `focallens` costs
@@ -56,7 +57,7 @@ CARD = {
         "Neither code nor weights were released and the paper's section on the method could not be read: the readout token, "
         "what it is compared with, the loss and all settings are reconstructed from its abstract and from what others report.",
         "Answers are read by the same model, not by a frozen CLIP: pictures and texts have one space without a second model.",
-        "Low-rank changes of the language model by default; the picture encoder stays as it is.",
+        "The recipe `paper` makes low-rank changes to the language model and keeps the picture encoder; `small` trains all.",
         "The contrast alone: no loss of the next token beside it.",
         "No augmentation: crops and mirrors break answers about sides and counts.",
     ],

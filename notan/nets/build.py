@@ -109,16 +109,17 @@ def build_seeing(spec: str | dict[str, Any], info: DataInfo | None = None) -> Se
 
     Raises `NotanError` for unknown names and options, and what cannot be loaded or takes pictures of another side.
     """
+    side = None if info is None else info.image_size
     if isinstance(spec, str) and (spec.startswith("hf:") or Path(spec).is_dir()):
-        return _fitting(load_seeing(spec.removeprefix("hf:")), info, spec)
+        return load_seeing(spec.removeprefix("hf:"), image_size=side)
     name, options = parse(spec)
     if name == "hf":
-        return _fitting(load_seeing(options["source"], options.get("dim", 0)), info, options["source"])
+        return load_seeing(options["source"], dim=options.get("dim", 0), image_size=side)
     if name != "llava":
         raise NotanError(f"there is no language model {name!r} that sees", "llava (fresh weights), hf:<name>, or a folder",
                          did_you_mean(name, ["llava"]) or "--model llava")
     settings = fresh("llava", options, SIZES)
-    return llava(**{**settings, "image_size": settings["image_size"] or (info.image_size if info else None) or 64})
+    return llava(**{**settings, "image_size": settings["image_size"] or side or 64})
 
 
 def is_dual(source: str) -> bool:

@@ -175,11 +175,12 @@ def explained(source: str | Path, kinds: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise NotanError(f"{source} needs a package that is not installed: {error}", "the extra that brings it",
-                         "pip install 'notan[gguf]'") from None
+        extra = "gguf" if str(source).endswith(".gguf") else "seeing" if "image-text" in kinds else ""
+        raise NotanError(f"{source} needs a package that is not installed: {' '.join(str(error).split())}", "what brings it",
+                         f"pip install 'notan[{extra}]'" if extra else "install it") from None
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise NotanError(f"{source} is no language model that can be read: {str(error).strip().splitlines()[0]}",
-                         f"a folder or hub name with {kinds}, or a .gguf file", "check the name") from None
+                         f"a folder or hub name with {kinds}", "check the name") from None
 
 
 def pretrained(source: str) -> CausalLM:
@@ -188,7 +189,7 @@ def pretrained(source: str) -> CausalLM:
 
     model: Any
     path, file = located(source)
-    with explained(source, "a causal language model"), without_bars():
+    with explained(source, "a causal language model, or a .gguf file"), without_bars():
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **file)
     if file:                                                            # read from it, and plain float32 since
         del model.config.quantization_config

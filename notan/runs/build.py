@@ -80,6 +80,23 @@ def info_from(record: dict[str, Any]) -> DataInfo:
     return DataInfo(**known)
 
 
+def too_fast(config: Config, recipe: str) -> str:
+    """A sentence where a released model begins by a recipe for fresh weights though another recipe is made for it; else ""."""
+    recipes = catalogue.method(config.method).recipes
+    released = [name for name, spec in config.towers.items() if _released(spec) and not _released(recipes[recipe].get(name))]
+    other = next((other for other, r in recipes.items() if any(_released(r.get(name)) for name in released)), "")
+    if not other:
+        return ""
+    how = f"{config.optimiser['name']} at {config.optimiser['lr']:g}"
+    return (f"The {released[0]} of {config.method} has learned already, and the recipe {recipe} ({how}) is for fresh weights: "
+            f"--recipe {other} is made for it; or give --lr.")
+
+
+def _released(spec: Any) -> bool:
+    """Whether a tower's spec names a model of the hub."""
+    return spec.startswith("hf:") if isinstance(spec, str) else isinstance(spec, dict) and spec.get("name") == "hf"
+
+
 def _tower(config: Config, asked: catalogue.Parameter, info: DataInfo, home: Path | None) -> nn.Module:
     spec = config.towers[asked.name]
     build: Any = (build_language if is_language(asked) else build_text if reads_texts(asked) else

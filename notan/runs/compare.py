@@ -86,7 +86,7 @@ def compare(arms: list[str], data: str | Data = "fashion-mnist", *, out: str | P
             with spent("training"):
                 arm.runs.append(train(
                     arm.slug, opened, out=out / "runs" / _folder(arm.label) / f"seed{seed}", seed=seed,
-                    batch=1 if arm.kind == "random" else batch,
+                    batch=1 if arm.slug == "random" else batch,
                     encoder=arm.encoder or encoder, recipe="small" if arm.kind == "random" else recipe, precision=precision,
                     threads=first.threads if first else threads, settings=arm.settings, data_options=data_options,
                     console=console, title=f"{arm.label} seed {seed}", **given))

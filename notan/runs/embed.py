@@ -18,10 +18,11 @@ from notan.data.items import not_streamed
 from notan.errors import NotanError
 from notan.methods._inputs import whole
 from notan.methods._pairs import first_caption
-from notan.nets.build import build_dual, build_encoder, is_dual, load_encoder
+from notan.nets.build import build_dual, build_encoder, build_seeing, is_dual, load_encoder
 from notan.nets.hub import described, sees
 from notan.nets.protocols import DualEncoder, LanguageModel, NumberEncoder, SeeingModel, TextEncoder
-from notan.nets.text import build_text
+from notan.nets.seeing import kept_readout
+from notan.nets.text import build_text, cut
 from notan.probes.features import extract
 from notan.runs.checkpoint import full_disk_explained, make_folder
 from notan.runs.folder import Run
@@ -45,7 +46,7 @@ def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Pat
     search, too), precision (auto, fp32 or bf16). Raises `NotanError` for another suffix, an unknown split, a source that is none
     of these, and an instruction to one that reads none.
     """
-    out = Path(out)
+    out, instruction = Path(out), instruction.strip() if instruction is not None else None
     if out.suffix in OTHERS and not out.is_dir():
         raise NotanError(f"--out {out}", "a name that ends in .parquet, or a folder for an index",
                          f"--out {out.with_suffix('.parquet')}")
@@ -123,16 +124,27 @@ def encoding(source: str | Path | Run | nn.Module, instruction: str | None = Non
     model that reads none.
     """
     source = source_of(source)
-    encode = _encoding(source)
+    if instruction is not None:
+        check_listens(source, instruction)
+    module: Any = source.method() if isinstance(source, Run) else source.eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = module.to(device)
+    encode = by_method(module, source.info) if isinstance(source, Run) else _of_tower(module, device)
     if instruction is None:
         return encode
-    check_listens(source, instruction)
-    return lambda batch: encode({**batch, "instruction": [instruction] * len(batch["image"])} if "image" in batch else batch)
+    check_heard(reader_of(module), instruction)
+
+    def asked(batch: dict[str, Any]) -> Tensor | dict[str, Tensor]:
+        if "image" not in batch:
+            raise unread(batch, "pictures, which an instruction asks about")
+        return encode({**batch, "instruction": [instruction] * len(batch["image"])})
+
+    return asked
 
 
 def check_listens(source: Run | nn.Module, instruction: str) -> None:
     """Raises `NotanError` for an empty instruction, and for a model that reads none."""
-    if not instruction.strip():
+    if not instruction:
         raise NotanError("the instruction is empty", "what is asked of all pictures", "--instruction 'which colour is it?'")
     method = source.settings.method if isinstance(source, Run) else type(source).__name__
     if not ("instruction" in catalogue.method(method).columns if isinstance(source, Run) else isinstance(source, SeeingModel)):
@@ -140,11 +152,21 @@ def check_listens(source: Run | nn.Module, instruction: str) -> None:
                          "leave out --instruction")
 
 
-def _encoding(source: Run | nn.Module) -> Encode:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if isinstance(source, Run):
-        return by_method(source.method().to(device), source.info)
-    encoder: Any = source.eval().to(device)
+def check_heard(reader: Any, instruction: str) -> None:
+    """Raises `NotanError` for an instruction of which the end would be cut off."""
+    if (found := cut(reader, [instruction])).cut:
+        raise NotanError(f"the instruction has {found.longest} tokens and the model reads {found.context}", "a shorter one",
+                         "say it in fewer words")
+
+
+def reader_of(module: Any) -> Any:
+    """What has the tokenizer of a method's or a tower's texts; None of what reads none."""
+    parts = [getattr(part, "text_encoder", part) for part in (module, *module.children())]
+    return next((part for part in parts if isinstance(part, (TextEncoder, LanguageModel, SeeingModel))), None)
+
+
+def _of_tower(encoder: Any, device: torch.device) -> Encode:
+    """The features of what an encoder reads."""
     if isinstance(encoder, (DualEncoder, SeeingModel)):
         return partial(in_one_space, encoder, device)
     if isinstance(encoder, (LanguageModel, TextEncoder)):
@@ -210,7 +232,10 @@ def load_tower(source: str | Path) -> Any:
     if is_dual(str(source)):
         return build_dual(str(source)).eval()
     if str(source).startswith("hf:"):
-        return (build_encoder if sees(described(str(source)[3:])) else build_text)(str(source)).eval()
+        config = described(str(source)[3:])
+        if sees(config) and hasattr(config, "text_config") and kept_readout(str(source)[3:])[0]:
+            return build_seeing(str(source)).eval()
+        return (build_encoder if sees(config) else build_text)(str(source)).eval()
     return Run(source).encoder() if (Path(source) / "config.yaml").exists() else load_encoder(source)
 
 

@@ -275,8 +275,11 @@ def same_model(path: Path, own: dict[str, Any], other: dict[str, Any]) -> None:
     """
     if any(own.get(part) != other.get(part) for part in ("fingerprint", "vector", "instruction")):
         names = [f"{m['name']} ({', '.join([m['fingerprint'], *_chosen(m)])})" for m in (own, other)]
+        asked = own.get("instruction")
+        same = own["fingerprint"] == other["fingerprint"] and own["vector"] == other["vector"]
+        fix = f"--instruction {asked!r}" if same and asked else "leave out --instruction" if same else "use that model"
         raise NotanError(f"{path} was made by {names[0]}, and this is {names[1]}", "vectors of one model in an index",
-                         "use that model, or embed again to another folder")
+                         f"{fix}, or embed again to another folder")
 
 
 def _chosen(model: dict[str, Any]) -> list[str]:

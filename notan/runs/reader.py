@@ -45,7 +45,7 @@ def load(model: str | Path | Any, tokenizer: Any = None) -> Reader:
     path, file = located(model)
     base = _base(path)
     dtype: Any = "auto" if choose_precision("auto") == "bf16" else torch.float32    # half precision crawls on other CPUs
-    with explained(model, "a causal or an image-text-to-text model"):
+    with explained(model, "a causal or an image-text-to-text model, or a .gguf file"):
         sees = not file and AutoConfig.from_pretrained(base).model_type in SEES
         loaded = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(path, dtype=dtype, **file)
         tokenizer = (AutoProcessor if sees else AutoTokenizer).from_pretrained(base, **file)

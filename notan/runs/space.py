@@ -18,7 +18,7 @@ from notan.methods._inputs import whole
 from notan.nets.hub import fingerprint
 from notan.nets.protocols import DualEncoder, ImageEncoder, LanguageModel, NumberEncoder, SeeingModel, TextEncoder
 from notan.nets.text import TextTransformer
-from notan.runs.embed import by_method, check_listens, fitted, source_of
+from notan.runs.embed import by_method, check_heard, check_listens, fitted, reader_of, source_of
 from notan.runs.folder import Run
 from notan.runs.words import reads_both
 
@@ -84,8 +84,9 @@ def called(source: str | Path | Run | nn.Module) -> str:
 def _of_run(run: Run, vector: str | None, instruction: str | None, device: torch.device) -> Space:
     method, info = run.method().to(device), run.info
     encode, both = by_method(method, info), reads_both(run.path)
-    parts: list[Any] = [getattr(part, "text_encoder", part) for part in method.children()]
-    reader = next((part for part in parts if _has_words(part)), None)
+    reader = reader_of(method)
+    if instruction is not None:
+        check_heard(reader, instruction)
 
     def one(batch: Batch, wanted: str | None) -> Tensor:
         first = next(iter(batch.values()))
@@ -107,6 +108,9 @@ def _of_run(run: Run, vector: str | None, instruction: str | None, device: torch
 
 
 def _of_tower(encoder: Any, name: str, instruction: str | None, device: torch.device) -> Space:
+    if instruction is not None:
+        check_heard(reader_of(encoder), instruction)
+
     def pixels(x: Tensor) -> Tensor:
         x = fitted(x.to(device), encoder.channels, encoder.image_size)
         with torch.inference_mode():
@@ -124,7 +128,7 @@ def _of_tower(encoder: Any, name: str, instruction: str | None, device: torch.de
     if isinstance(encoder, (DualEncoder, SeeingModel)):
         return Space(name, weights, pictures=pixels, texts=words, side=encoder.image_size, channels=encoder.channels,
                      reader=getattr(encoder, "text_encoder", encoder))
-    if _has_words(encoder):
+    if isinstance(encoder, (TextEncoder, LanguageModel)):
         return Space(name, weights, texts=words, reader=encoder)
     if isinstance(encoder, NumberEncoder):
         return Space(name, weights, numbers=numbers)
@@ -132,10 +136,6 @@ def _of_tower(encoder: Any, name: str, instruction: str | None, device: torch.de
         raise NotanError(f"{name} is a {type(encoder).__name__}", "an encoder of pictures, texts or numbers",
                          "a module with features, dim and config: see notan/nets/protocols.py")
     return Space(name, weights, pictures=pixels, side=encoder.image_size, channels=encoder.channels)
-
-
-def _has_words(module: Any) -> bool:
-    return isinstance(module, (TextEncoder, LanguageModel, SeeingModel))
 
 
 def _chosen(z: Tensor | dict[str, Tensor], wanted: str | None, name: str) -> Tensor:

@@ -26,7 +26,7 @@ from notan.nets.norm import has_batch_statistics
 from notan.probes.features import extract
 from notan.runs import checkpoint, machine, optim
 from notan.runs import config as configs
-from notan.runs.build import build_method, make_tokenizers
+from notan.runs.build import build_method, make_tokenizers, too_fast
 from notan.runs.captions import cut_captions, told
 from notan.runs.config import Config
 from notan.runs.dump import dump
@@ -79,6 +79,8 @@ def train(method: str, data: str | Data = "fashion-mnist", *, out: str | Path | 
         epochs=epochs, minutes=minutes, batch=batch, lr=lr, encoder=encoder, settings=settings, clip=clip,
         accumulate=accumulate, precision=precision, compile=compile, threads=threads, deterministic=deterministic,
         log_every=log_every, probe_every=probe_every, save_every=save_every, micro_batch=micro_batch)
+    if console is not None and lr is None and world.is_main() and (said := too_fast(asked, recipe)):
+        console.print(said, style="yellow", highlight=False)
     folder = Path(out) if out is not None else Path("runs") / f"{method}-{Path(spec).name}-{seed}"
     return _start(asked, opened, folder, accelerator, resume=resume, console=console, title=title, log=log)
 
