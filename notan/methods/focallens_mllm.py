@@ -16,8 +16,8 @@ one batch, as in `focallens`. What is between the picture encoder and the langua
 model low-rank changes (`lora`), or all of it; the picture encoder only where `picture_encoder` says so.
 
 **Data.** Rows of `image`, `instruction` and `answer`: see `focallens`. `emoji-questions` is built in. `--recipe paper` with
-`--model hf:NAME` takes a causal image-text-to-text model of `transformers` with its chat template (processors of most families but
-LLaVA's ask for `pip install 'notan[seeing]'`); the run's `model/` is again one that opens there. Without a name a small LLaVA
+`--model hf:NAME` takes a causal image-text-to-text model of `transformers` with its chat template (processors of most families
+but LLaVA's ask for `pip install 'notan[seeing]'`); the run's `model/` is again one that opens there. Without a name a small LLaVA
 learns from nothing.
 
 **When it helps.** Instructions that a picture encoder could not follow from a vector: long ones, ones that name things and
