@@ -80,7 +80,7 @@ DATA_HELP = ("a folder (images by class, with texts beside them or not; parquet,
 
 def _data_flags(p: argparse.ArgumentParser, default: str | None = "fashion-mnist", stream: bool = True) -> None:
     g = p.add_argument_group("data")
-    g.add_argument("--data", default=default, help=DATA_HELP + " (default: %(default)s)")
+    g.add_argument("--data", default=default, help=f"{DATA_HELP} (default: {default or 'what the run was trained on'})")
     g.add_argument("--column", action="append", default=[], metavar="THEIRS=OURS", help="rename a column, e.g. photo=image")
     g.add_argument("--cache-side", type=int, metavar="PX",
                    help="side of the cached pictures (default: the side that a trained encoder reads, else 96; never above their "
@@ -416,8 +416,8 @@ def _inspect(args: argparse.Namespace) -> None:
 
         return print_list("inspectors")
     entry = catalogue.inspector(args.inspector)
-    if not args.model or not args.data:
-        raise NotanError("no model or no data was named", "notan inspect INSPECTOR MODEL --data DATA", "see `notan inspect list`")
+    if not args.model:
+        raise NotanError("no model was named", "notan inspect INSPECTOR MODEL --data DATA", "see `notan inspect list`")
     from notan.runs.inspect import inspect, print_found
 
     found = inspect(args.inspector, args.model, args.data, out=args.out, rows=args.rows, tokens=args.tokens,
@@ -430,6 +430,8 @@ def _export(args: argparse.Namespace) -> None:
     from notan.runs.export import export
 
     print(f"Exported: {export(args.run, to=args.to, out=args.out)}")
+    if (both := Path(args.run) / "dual" / "config.json").exists():
+        print(f"That is its picture encoder alone; both encoders with their heads are in {both.parent}.")
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -148,7 +148,8 @@ def test_a_row_that_was_dropped_is_not_there(port, viewer):
 
 
 @pytest.mark.parametrize("path, status", [
-    ("/like?row=0&top=0", 400), ("/like?row=0&top=201", 400), ("/like?row=0&top=x", 400), ("/like?row=0&top=-1", 400),
+    ("/like?row=0&top=0", 400), ("/like?row=0&top=201", 400), ("/like?row=0&top=0000011600", 400),
+    ("/like?row=0&top=000001" + "1" * 5000, 400), ("/like?row=0&top=x", 400), ("/like?row=0&top=-1", 400),
     ("/search?q=" + "a" * 10_001, 400), ("/search?q=cat", 422), ("/search", 422),
     ("/about?" + "&".join("abcdefghij"), 400)])
 def test_bad_questions_get_a_sentence(port, path, status):

@@ -12,6 +12,9 @@ similarity. Whether either of them is right is tried out:
     the same for the one word that most, or least, rests on, which is left out
     AUC = patches that `segmentation` says are not 0 against the others, by heat and by similarity, where rows have it
 
+`blind` is the share of captions without any word that helps, `effective words` and `effective patches` how many share the weight
+(exp of the entropy of a pair's shares), `agreement` the rank correlation of heat and similarity.
+
 **The trap.** In a CLIP the similarity of patches is often the wrong way round: ground that says nothing comes out nearest to
 the caption, because the last blocks use such patches as notepads (Li et al. 2023, arXiv 2304.05653). A handsome map can be the
 negative of the right one, so look at its sign before you believe it.
@@ -54,9 +57,7 @@ PART, SHOWN = 32, 6                                                     # pairs 
 
 @torch.no_grad()
 def measure(model: Any, data: Any, *, layers: int = 1) -> dict[str, Any]:
-    """What the module says, means over pairs; and "blind", the share of captions without any word that helps, "effective words"
-    and "effective patches", exp of the entropy of a pair's shares, and the rank correlation of heat and similarity
-    ("agreement").
+    """What the module says, means over pairs.
 
     layers: how many of the last blocks of either tower are asked.
 

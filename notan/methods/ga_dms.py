@@ -148,7 +148,8 @@ class GADMS(nn.Module):
         check_between(1, len(Words.of(model.text_encoder).blocks), layers=layers)
         if beta and not hasattr(model.image_encoder, "states"):
             raise NotanError(f"the picture encoder is a {type(model.image_encoder).__name__}, which has no tokens",
-                             "a vision transformer, whose tokens the decoder reads", "a dual encoder with a ViT, or --beta 0")
+                             "a vision transformer, whose tokens the decoder reads",
+                             "a run with --image-encoder vit, or hf:NAME; or --beta 0")
         self.model = cast(Any, model)
         self.code, self.tau, self.beta, self.scorer, self.online = variant == "code", tau, beta, scorer, online
         self.noise, self.guess, self.slope = (noise_rate, noise_turn), (guess_rate, guess_turn), slope

@@ -228,7 +228,7 @@ def patch_scores(encoder: Any, head: nn.Module, pixels: Tensor, t: Tensor, *, la
     """
     if not hasattr(encoder, "states"):
         raise NotanError(f"the picture encoder is a {type(encoder).__name__}, which has no tokens", "a vision transformer",
-                         "a dual encoder with a ViT")
+                         "a run with --image-encoder vit, or hf:NAME")
     blocks = blocks_of(encoder)
     if not 1 <= layers <= len(blocks):
         raise NotanError(f"layers = {layers} of a picture tower of {len(blocks)}", "1 or more, no more than it has", "--layers 1")

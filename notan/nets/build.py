@@ -86,18 +86,19 @@ def build_dual(spec: str | dict[str, Any], info: DataInfo | None = None) -> Dual
     `image_encoder` and `text_encoder`, and `dim` and `tau`.
     """
     if isinstance(spec, str) and spec.startswith("hf:"):
-        return _fitting(released(spec[3:]), info, spec[3:])
+        return _coloured(released(spec[3:]), info, spec[3:])
     if isinstance(spec, str) and Path(spec).is_dir():
         home = next((Path(spec) / name for name in ("dual", "model") if (Path(spec) / name / "config.json").exists()), Path(spec))
         if not is_dual(str(home)):
             raise NotanError(f"{spec} holds no two encoders with a joint space", "a finished run of clip, siglip or the like, "
                              "a folder of one, or hf:NAME", "train one: notan train clip --data DATA")
-        return _fitting(released(str(home)) if _model_type(home) in RELEASED else load_encoder(home), info, spec)
+        return _coloured(released(str(home)) if _model_type(home) in RELEASED else load_encoder(home), info, spec)
     name, options = parse(spec)
     if name == "hf":
         return build_dual("hf:" + options["source"], info)
     if name != "dual" or not {"image_encoder", "text_encoder"} <= options.keys():
-        raise NotanError(f"{spec!r} is no dual encoder", "hf:NAME, a folder, or the recipe's", "--recipe small")
+        raise NotanError(f"{spec!r} is no dual encoder, and no folder here", "hf:NAME, a run's folder, or the recipe's",
+                         "check the path, or leave it out")
     pictures, texts = build_encoder(options["image_encoder"], info), build_text(options["text_encoder"])
     dim = options.get("dim", 128)
     return Dual(pictures, texts, head(pictures.dim, dim), head(texts.dim, dim), tau=options.get("tau", 0.07))
@@ -198,11 +199,12 @@ def save_encoder(encoder: Encoder | LanguageModel | SeeingModel | TextEncoder | 
 
 
 def load_encoder(folder: str | Path) -> Any:
-    """The encoder, text encoder, dual encoder or language model, which may see, saved in `folder`, in a run's `encoder/` or
-    `model/`, or in a folder that `transformers` wrote; in eval mode.
+    """The encoder, text encoder, dual encoder or language model, which may see, saved in `folder`, in a run's `encoder/`,
+    `model/` or `dual/`, or in a folder that `transformers` wrote; in eval mode.
     """
     folder = Path(folder)
-    folder = next((folder / name for name in ("encoder", "model") if (folder / name / "config.json").exists()), folder)
+    places = ("encoder", "model", "dual")
+    folder = next((folder / name for name in places if (folder / name / "config.json").exists()), folder)
     if not (folder / "config.json").exists():
         raise NotanError(f"{folder} holds no encoder", "a run, or a folder with config.json and model.safetensors",
                          "check the path, or wait for the run's first checkpoint")
@@ -289,6 +291,14 @@ def _fitting(encoder: Any, info: DataInfo | None, source: str) -> Any:
             f"pass --cache-side {have[1]}" if have[0] == want[0] else "use another encoder, or other data",
         )
     return encoder
+
+
+def _coloured(dual: Any, info: DataInfo | None, source: str) -> Any:
+    """Refuse two encoders whose pictures have other channels; the side does not matter: methods of both bring pictures to it."""
+    if info is not None and info.channels is not None and dual.channels != info.channels:
+        raise NotanError(f"the picture encoder in {source} takes {dual.channels} channels",
+                         f"{info.channels}, as the data has", "use another model, or other data")
+    return dual
 
 
 def _replace(path: Path, content: bytes) -> None:

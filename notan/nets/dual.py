@@ -83,7 +83,7 @@ class Dual(nn.Module):
     def _open(self) -> Any:
         if not hasattr(self.image_encoder, "states"):
             raise NotanError(f"the picture encoder is a {type(self.image_encoder).__name__}, which has no tokens",
-                             "a vision transformer", "a dual encoder with a ViT")
+                             "a vision transformer", "a run with --image-encoder vit, or hf:NAME")
         return self.image_encoder
 
 

@@ -99,7 +99,7 @@ def vectors(encoder: Any, count: int, depth: int) -> nn.ParameterList:
         return nn.ParameterList()
     if not hasattr(encoder, "blocks") and not hasattr(encoder, "model"):
         raise NotanError(f"prompts for a {type(encoder).__name__}, which has no tokens", "a transformer",
-                         "--image-prompts 0, or a dual encoder with a ViT")
+                         "--image-prompts 0, or a run with --image-encoder vit, or hf:NAME")
     with_own = min(depth, len(blocks_of(encoder)))
     return nn.ParameterList([nn.Parameter(STD * torch.randn(1, count, encoder.dim)) for _ in range(with_own)])
 

@@ -222,8 +222,8 @@ def load_seeing(source: str | Path, *, dim: int = 0, image_size: int | None = No
     """The model and the processor in `source`, a name on the hub or a folder (or a run's), in float32; with the readout and the
     head that lie there, else new ones.
 
-    dim: of the space; where 0 that of the head, or 768. image_size: the data's; where None what was kept with the head, or what
-    the model was made for. Raises `NotanError` for what cannot be loaded or read this way, and a head or pictures of other sizes.
+    dim: of the space; where 0 that of the head, or 768. image_size: the data's, for a model that takes any and has
+    learned from none yet. Raises `NotanError` for what cannot be loaded or read this way, and a head of another size.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -236,12 +236,8 @@ def load_seeing(source: str | Path, *, dim: int = 0, image_size: int | None = No
     width = len(own["P.weight"]) if own else dim or 768
     if dim and dim != width:
         raise NotanError(f"{source} has a space of {width} numbers, and {dim} were asked for", f"{width}", "leave out dim")
-    made_for = kept or own_side(processor)
-    if image_size and made_for and image_size != made_for:
-        raise NotanError(f"{source} takes pictures of side {made_for}", f"{image_size}, as the data has",
-                         f"--cache-side {made_for}")
     config = {"name": "hf", "source": str(source), "hash": fingerprint(model), "dim": width}
-    seeing = Seeing(model.eval(), processor, config, dim=width, image_size=made_for or image_size or SIDE)
+    seeing = Seeing(model.eval(), processor, config, dim=width, image_size=kept or own_side(processor) or image_size or SIDE)
     if own:
         seeing.readout.load_state_dict(own)
     else:

@@ -16,9 +16,11 @@ from notan.data import COLUMNS, Data, DataInfo, keys
 from notan.errors import NotanError
 from notan.nets import protocols
 from notan.nets.build import build_dual, build_encoder, build_seeing
+from notan.nets.hub import described
 from notan.nets.language import build_language, new_tokenizer
 from notan.nets.spec import parse
 from notan.nets.text import build_text
+from notan.runs import config as configs
 from notan.runs.config import Config
 
 TEXTS = 4096                                                            # that a tokenizer is made from
@@ -78,6 +80,31 @@ def info_from(record: dict[str, Any]) -> DataInfo:
     names = {f.name for f in fields(DataInfo)}
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in names}
     return DataInfo(**known)
+
+
+def sided(data: str | Data, options: dict[str, Any] | None, encoder: Any) -> dict[str, Any]:
+    """Options of data with the side of pictures that a trained tower was made for, where none was asked for.
+
+    encoder: a tower's spec, or a dict of tower to spec.
+    """
+    options = dict(options or {})
+    if isinstance(data, Data) or options.get("cache_side") is not None:
+        return options
+    specs = encoder.values() if isinstance(encoder, dict) and "name" not in encoder else [encoder]
+    side = next(filter(None, map(_made_for, specs)), None)
+    return options | {"cache_side": side} if side else options
+
+
+def _made_for(spec: Any) -> int | None:
+    """The side that a run or "hf:NAME" was made for, without its weights; None where it is no such thing, or does not say."""
+    if not isinstance(spec, str):
+        return None
+    if spec.startswith("hf:"):
+        config = described(spec[3:])
+        side = getattr(getattr(config, "vision_config", config), "image_size", None)
+        return side if isinstance(side, int) else None
+    run = Path(spec) / "config.yaml"
+    return configs.load(run)[1]["info"].get("image_size") if run.exists() else None
 
 
 def too_fast(config: Config, recipe: str) -> str:

@@ -47,13 +47,15 @@ def caption_data(source: str | Path | Iterable[Record], captioner: Captioner, *,
 
     out: captions.jsonl, a line a picture ({"image", "captions", "template", "scores"}, paths relative to out), which `notan
     train METHOD --data out/captions.jsonl` reads; dropped.jsonl, a line for each picture and caption that was not kept, and
-    why; report.json. The same call goes on where it was interrupted. Raises `NotanError` for no pictures, and a captioner that
-    gives other numbers of captions.
+    why; report.json. The same call goes on where it was interrupted. Raises `NotanError` for no pictures, other settings than
+    those of the first call (settings.json), and a captioner that gives other numbers of captions.
     """
     check_between(1, np.inf, batch=batch)
     out, folder = Path(out), isinstance(source, (str, Path))
     every: Any = _records(Path(source)) if isinstance(source, (str, Path)) else source
     out.mkdir(parents=True, exist_ok=True)
+    _same_settings(out / "settings.json", {"templates": list(templates), "least": float(least), "seed": seed,
+                                           "filters": [repr(one) for one in filters], "scored": score is not None})
     kept, dropped = out / "captions.jsonl", out / "dropped.jsonl"
     done, seen = _done(kept, dropped), 0
     with full_disk_explained(out), kept.open("a", encoding="utf-8") as good, dropped.open("a", encoding="utf-8") as bad:
@@ -72,6 +74,17 @@ def caption_data(source: str | Path | Iterable[Record], captioner: Captioner, *,
     report = _report(kept, dropped)
     write_text(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return report
+
+
+def _same_settings(path: Path, asked: dict[str, Any]) -> None:
+    """Keep the settings of a first call. Raises `NotanError` for a later one with others: what is done would stay as it was."""
+    asked = json.loads(json.dumps(asked))
+    kept = json.loads(path.read_text()) if path.exists() else asked
+    if other := [name for name in asked if kept.get(name) != asked[name]]:
+        name = other[0]
+        raise NotanError(f"{path.parent} holds captions made with {name} = {kept.get(name)}, and {asked[name]} was asked",
+                         "the same settings, to go on", "another out, or remove the folder")
+    write_text(path, json.dumps(asked, indent=2, ensure_ascii=False) + "\n")
 
 
 def _captioned(records: list[Record], captioner: Captioner, out: Path, filters: Sequence[Filter], templates: Sequence[str],

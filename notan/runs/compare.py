@@ -25,7 +25,7 @@ from notan.data import Data, open_data
 from notan.errors import NotanError, did_you_mean
 from notan.probes.features import numbers, pixels, words
 from notan.runs import study as studies
-from notan.runs.build import check_columns, is_both, is_language, sees
+from notan.runs.build import check_columns, is_both, is_language, sees, sided
 from notan.runs.captions import told
 from notan.runs.checkpoint import write_text
 from notan.runs.folder import Run
@@ -69,7 +69,8 @@ def compare(arms: list[str], data: str | Data = "fashion-mnist", *, out: str | P
     started = time.perf_counter()
     console, out = console or Console(), Path(out)
     todo = [_arm(text) for text in dict.fromkeys(arms)]
-    opened = open_data(data, **(data_options or {}))
+    data_options = sided(data, data_options, encoder)
+    opened = open_data(data, **data_options)
     for note in opened.notes:
         console.print(f"note: {note}", style="yellow")
     baseline = baseline or todo[0].label

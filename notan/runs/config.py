@@ -86,7 +86,9 @@ def _towers(entry: catalogue.Entry, plan: dict[str, Any], encoder: Any) -> dict[
     asked = encoder if many else {} if encoder is None else {names[0] if len(names) == 1 else "encoder": encoder}
     for name in asked:
         if name not in names:
-            raise NotanError(f"{entry.slug} has no tower {name!r}", ", ".join(names) or "no towers", "leave it out")
+            flags = " or ".join(f"--{tower.replace('_', '-')}" for tower in names)
+            fix = flags if name == "encoder" and names else "leave it out"
+            raise NotanError(f"{entry.slug} has no tower {name!r}", ", ".join(names) or "no towers", fix)
     return {name: _plain(asked.get(name, plan.get(name, entry.card.get(name)))) for name in names}
 
 

@@ -30,17 +30,19 @@ from notan.views.geometry import floats, resize
 
 Encode = Callable[[dict[str, Any]], Tensor | dict[str, Tensor]]
 ROWS = 4096                                                             # held in memory at a time
+DEFAULTS = {"fit": "crop", "cache_limit_gb": 8.0, "limit_bad": 0.01}     # of options of data
 OTHERS = (".csv", ".tsv", ".json", ".jsonl", ".npy", ".npz", ".pt", ".pkl", ".h5", ".hdf5", ".feather", ".arrow", ".txt", ".xlsx")
 
 
-def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Path, split: str | None = None,
+def embed(run: str | Path | Run | nn.Module, data: str | Data | None = None, *, out: str | Path, split: str | None = None,
           data_options: dict[str, Any] | None = None, batch: int = 512, instruction: str | None = None, vector: str | None = None,
           dtype: str | None = None, approximate: bool = False, precision: str = "auto", console: Any = None) -> Path:
     """Write `out`, a parquet file: `row` int64, `feature` list<float32>[D], and `label`, `class` if there are. Or, where `out` is
     a folder, bring the index there up to date (`runs/indexing.py`), for `search` and `view`.
 
-    run: a run folder (its method's `encode`), an encoder folder, "hf:NAME", or a module with `features`. An encode with
-    several outputs gives a column `feature_<name>` for each. Pictures of another size are resized to the encoder's.
+    run: a run folder (its method's `encode`), an encoder folder, "hf:NAME", or a module with `features`. data: where None what
+    the run was trained on, opened as it was then. An encode with several outputs gives a column `feature_<name>` for each.
+    Pictures of another size are resized to the encoder's.
     split: default train; of an index both. instruction: that all pictures are encoded under, of a model that reads one. Of an
     index alone: vector (which of several outputs), dtype (float16 or float32), approximate (build the graph for approximate
     search, too), precision (auto, fp32 or bf16). Raises `NotanError` for another suffix, an unknown split, a source that is none
@@ -50,6 +52,7 @@ def embed(run: str | Path | Run | nn.Module, data: str | Data, *, out: str | Pat
     if out.suffix in OTHERS and not out.is_dir():
         raise NotanError(f"--out {out}", "a name that ends in .parquet, or a folder for an index",
                          f"--out {out.with_suffix('.parquet')}")
+    data, data_options = data_of(run, data, data_options)
     if out.suffix != ".parquet":
         return _index(run, data, out, split, dict(data_options or {}), instruction, vector, dtype, approximate, precision,
                       console)
@@ -93,6 +96,36 @@ def _index(run: Any, data: str | Data, out: Path, split: str | None, options: di
     if console is not None:
         console.print(f"{out}: {done}", highlight=False, markup=False, soft_wrap=True)
     return out
+
+
+def data_of(run: str | Path | Run | nn.Module, data: str | Data | None,
+            options: dict[str, Any] | None) -> tuple[str | Data, dict[str, Any]]:
+    """What was named with its options; or, where nothing was, what a run was trained on as it was opened then, under options that
+    were given. Raises `NotanError` for what is no run.
+    """
+    options = dict(options or {})
+    if data is not None:
+        return data, options
+    if not isinstance(run, Run):
+        if isinstance(run, nn.Module) or not (Path(run) / "config.yaml").exists():
+            name = type(run).__name__ if isinstance(run, nn.Module) else run
+            raise NotanError(f"no data was named, and {name} does not say what data it was trained on", "--data DATA",
+                             "name the data")
+        run = Run(run)
+    spec, root = run.settings.data, run.facts.get("started_in", "")
+    if root and not os.path.exists(spec) and os.path.exists(os.path.join(root, spec)):
+        spec = os.path.join(root, spec)                                 # it was named from where the run was started
+    own = {name: value for name, value in (run.settings.data_options or {}).items() if name != "stream"}
+    return spec, own | {name: value for name, value in options.items() if value not in (None, DEFAULTS.get(name))}
+
+
+def called(source: str | Path | Run | nn.Module) -> str:
+    """What an index calls a model, so that it is found again: an absolute path, hf:NAME, or a module's class."""
+    if isinstance(source, Run):
+        return os.path.abspath(source.path)
+    if isinstance(source, nn.Module):
+        return type(source).__name__
+    return str(source) if str(source).startswith("hf:") else os.path.abspath(source)
 
 
 def opened_for(source: str | Path | Run | nn.Module, data: str | Data, options: dict[str, Any] | None) -> Data:
@@ -146,10 +179,17 @@ def check_listens(source: Run | nn.Module, instruction: str) -> None:
     """Raises `NotanError` for an empty instruction, and for a model that reads none."""
     if not instruction:
         raise NotanError("the instruction is empty", "what is asked of all pictures", "--instruction 'which colour is it?'")
-    method = source.settings.method if isinstance(source, Run) else type(source).__name__
-    if not ("instruction" in catalogue.method(method).columns if isinstance(source, Run) else isinstance(source, SeeingModel)):
+    if not listens(source):
+        method = source.settings.method if isinstance(source, Run) else type(source).__name__
         raise NotanError(f"{method} reads no instruction, and {instruction!r} was given", "a run of focallens or focallens_mllm",
                          "leave out --instruction")
+
+
+def listens(source: Run | nn.Module) -> bool:
+    """Whether a model reads an instruction."""
+    if isinstance(source, Run):
+        return "instruction" in catalogue.method(source.settings.method).columns
+    return isinstance(source, SeeingModel)
 
 
 def check_heard(reader: Any, instruction: str) -> None:

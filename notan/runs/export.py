@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,14 @@ def export(run: str | Path | Run, *, to: str = "safetensors", out: str | Path | 
     write = {"safetensors": _language if words else _safetensors, "hf": _language if words else _hf, "onnx": _onnx}[to]
     with full_disk_explained(folder), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        there = folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        write(encoder.float().cpu().eval(), folder)
+        try:
+            write(encoder.float().cpu().eval(), folder)
+        except NotanError:
+            if not there:
+                shutil.rmtree(folder)
+            raise
     return folder
 
 

@@ -19,21 +19,21 @@ from notan.errors import NotanError, check_between
 from notan.nets.build import build_dual
 from notan.nets.protocols import DualEncoder
 from notan.runs.checkpoint import read_text, write_text
-from notan.runs.embed import Encode, encoding, side_of
+from notan.runs.embed import Encode, data_of, encoding, side_of
 from notan.runs.folder import Run
 from notan.runs.reader import load
 
 
-def inspect(name: str, model: str | Path | Any, data: str | Path, *, tokenizer: Any = None, out: str | Path | None = None,
-            rows: int = 2_000, tokens: int = 512, settings: dict[str, Any] | None = None,
+def inspect(name: str, model: str | Path | Any, data: str | Path | None = None, *, tokenizer: Any = None,
+            out: str | Path | None = None, rows: int = 2_000, tokens: int = 512, settings: dict[str, Any] | None = None,
             data_options: dict[str, Any] | None = None) -> dict[str, Any]:
     """What the inspector finds: numbers, lists of numbers, and figures by name.
 
     model: what it asks for: a language model by name, folder, .gguf file or loaded (then with its `tokenizer`); a run, an
     encoder folder, "hf:NAME" or a module with `features`; two encoders with a joint space in any of these forms; or a run, for
-    what its method has. data: what `open_data` takes, or a .txt file with a text a line; at most `rows` of its rows, chosen by
-    key, and `tokens` tokens of a text. With `out`, a folder, numbers are written to NAME.json there and figures to
-    NAME-FIGURE.png.
+    what its method has. data: what `open_data` takes, or a .txt file with a text a line; where None what a run was trained on;
+    at most `rows` of its rows, chosen by key, and `tokens` tokens of a text. With `out`, a folder, numbers are written to
+    NAME.json there and figures to NAME-FIGURE.png.
 
     Raises `NotanError` for an unknown inspector, data without the columns it needs, and what `open_data` and models raise.
     """
@@ -42,10 +42,10 @@ def inspect(name: str, model: str | Path | Any, data: str | Path, *, tokenizer: 
     if unknown := set(settings or {}) - {f.name for f in entry.flags}:
         raise NotanError(f"{name} has no setting {min(unknown)!r}", f"one of {[f.name for f in entry.flags]}", "leave it out")
     measure = importlib.import_module(f"notan.inspectors.{name}").measure
-    options = dict(data_options or {})
+    named, options = data_of(model, None if data is None else str(data), data_options)
     if entry.card["asks"] != "states" and options.get("cache_side") is None:
         options["cache_side"] = side_of(model)                          # pictures as the encoder reads them
-    batches = batches_of(data, entry, rows, options)
+    batches = batches_of(str(named), entry, rows, options)
     asks = {"states": lambda: Reading(*load(model, tokenizer), tokens), "encode": lambda: Encoding(encoding(model)),
             "dual": lambda: two_encoders(model), "method": lambda: Run(model).method()}
     found = measure(asks[entry.card["asks"]](), batches, **(settings or {}))

@@ -23,8 +23,7 @@ from notan.probes.ridge import ridge
 from notan.probes.segmentation import segmentation
 from notan.runs import study
 from notan.runs.conditional import conditional
-from notan.runs.embed import encoding, features_by_name, fitted, load_tower, opened_for
-from notan.runs.folder import Run
+from notan.runs.embed import data_of, encoding, features_by_name, fitted, listens, load_tower, opened_for, source_of
 from notan.runs.words import by_words, reads_both, written
 
 PROTOCOLS = ("ridge", "knn", "logistic", "fewshot", "regression", "attributes", "retrieval", "zeroshot", "basetonovel",
@@ -52,14 +51,15 @@ def probe(run: str | Path, data: str | Data | None = None, *, protocols: list[st
     prompts: for zero-shot classes, with {} where a class's name goes; names alone where a run has learned what stands
     before them (`disa`, `coop`), else a few plain sentences. instructions: for `conditional` on data with attributes, one
     for each. Without `protocols` a method of pictures and texts is measured by retrieval where there are captions and by
-    zeroshot where there are classes, others by ridge and k-NN. Returns protocol -> its result (`accuracy`, `mae` or
-    `miou`, `n`, `protocol` as a sentence, ...). At most `rows` rows of each split are used, chosen by key. Raises
-    `NotanError` for an unknown protocol, or data without what a protocol needs.
+    zeroshot where there are classes, one that reads instructions by `conditional` where there are some, others by ridge and
+    k-NN. Returns protocol -> its result (`accuracy`, `mae` or `miou`, `n`, `protocol` as a sentence, ...). At most `rows`
+    rows of each split are used, chosen by key. Raises `NotanError` for an unknown protocol, or data without what a protocol
+    needs.
     """
     for name in protocols or []:
         if name not in PROTOCOLS:
             raise NotanError(f"there is no protocol {name!r}", ", ".join(PROTOCOLS), did_you_mean(name, PROTOCOLS))
-    opened = opened_for(run, _data(run, data), data_options)
+    opened = opened_for(run, *data_of(run, data, data_options))
     asked = protocols or _fitting(run, opened)
     results: dict[str, dict[str, Any]] = {}
     if "segmentation" in asked:
@@ -131,6 +131,8 @@ def _attributes(run: str | Path, data: Data, rows: int) -> dict[str, dict[str, A
 
 def _fitting(run: str | Path, data: Data) -> list[str]:
     """The protocols that suit a run and its data."""
+    if {"instruction", "answer"} <= {*data.info.columns} and listens(source_of(run)):
+        return ["conditional"]
     words = {"text", "captions"} & {*data.info.columns}
     if words and "image" in data.info.columns and reads_both(run):
         return ["retrieval", *(["zeroshot", "ridge"] if data.info.classes else [])]
@@ -162,11 +164,3 @@ def _segment(run: str | Path, data: Data, rows: int) -> dict[str, Any]:
         sides.append(split.take(index)["segmentation"])
     counted = torch.cat([sides[1].flatten(), sides[3].flatten()])
     return segmentation(*sides, classes=int(counted[counted != 255].max()) + 1)
-
-
-def _data(run: str | Path, data: str | Data | None) -> str | Data:
-    if data is not None:
-        return data
-    if (Path(run) / "config.yaml").exists():
-        return Run(run).settings.data
-    raise NotanError(f"{run} does not say what data it was trained on", "--data DATA", "name the data to probe on")

@@ -33,7 +33,7 @@ def print_table(index: Index, asked: str, found: Found, console: Any) -> None:
     for note in found.notes:
         print(f"notan: {plain(note)}", file=sys.stderr)
     if not found.hits:
-        console.print("Nothing was found: the index is empty.")
+        console.print("Nothing was found: the index is empty." if not found.rows else "Nothing else is in the index.")
         return
     pictures = console.is_terminal and console.color_system == "truecolor" and index.kind == "picture"
     classes, texts = any(hit.label for hit in found.hits), any(hit.text for hit in found.hits)

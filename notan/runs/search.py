@@ -188,3 +188,5 @@ def search_and_print(index: Path, query: str | None, *, picture: Path | None, li
     if page is not None:
         jpeg = thumbnail(picture, THUMB) if picture is not None else searcher.index.thumb(like) if like is not None else b""
         results.write_results(page, searcher.index, asked, found, jpeg)
+        if not as_json:
+            console.print(f"page: {page}", highlight=False, markup=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from notan.methods._inputs import whole
 from notan.nets.hub import fingerprint
 from notan.nets.protocols import DualEncoder, ImageEncoder, LanguageModel, NumberEncoder, SeeingModel, TextEncoder
 from notan.nets.text import TextTransformer
-from notan.runs.embed import by_method, check_heard, check_listens, fitted, reader_of, source_of
+from notan.runs.embed import by_method, called, check_heard, check_listens, fitted, reader_of, source_of
 from notan.runs.folder import Run
 from notan.runs.words import reads_both
 
@@ -70,15 +69,6 @@ def open_space(source: str | Path | Run | nn.Module, vector: str | None = None, 
 def model_of(space: Space, vector: str | None, instruction: str | None) -> dict[str, Any]:
     """What an index keeps of the model that made it."""
     return {"name": space.name, "fingerprint": space.fingerprint, "vector": vector, "instruction": instruction}
-
-
-def called(source: str | Path | Run | nn.Module) -> str:
-    """What an index calls a model, so that it is found again: an absolute path, hf:NAME, or a module's class."""
-    if isinstance(source, Run):
-        return os.path.abspath(source.path)
-    if isinstance(source, nn.Module):
-        return type(source).__name__
-    return str(source) if str(source).startswith("hf:") else os.path.abspath(source)
 
 
 def _of_run(run: Run, vector: str | None, instruction: str | None, device: torch.device) -> Space:

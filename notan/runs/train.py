@@ -6,6 +6,7 @@ from (seed, epoch), the learning rate from the step. So a state is weights, mome
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from notan.nets.norm import has_batch_statistics
 from notan.probes.features import extract
 from notan.runs import checkpoint, machine, optim
 from notan.runs import config as configs
-from notan.runs.build import build_method, make_tokenizers, too_fast
+from notan.runs.build import build_method, make_tokenizers, sided, too_fast
 from notan.runs.captions import cut_captions, told
 from notan.runs.config import Config
 from notan.runs.dump import dump
@@ -73,6 +74,7 @@ def train(method: str, data: str | Data = "fashion-mnist", *, out: str | Path | 
     precision = machine.choose_precision(precision)
     catalogue.method(method)
     accelerator = machine.join(precision)
+    data_options = sided(data, data_options, encoder)
     opened = _open(data, data_options)
     asked = configs.resolve(
         method, data=spec, data_options=data_options, rows=opened.rows, recipe=recipe, seed=seed, steps=steps,
@@ -149,8 +151,8 @@ def _run(config: Config, data: Data, folder: Path, accelerator: Accelerator, hea
         config = _measured(config, stepper, loader, accelerator.device)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     if world.is_main() and not (folder / "config.yaml").exists():
-        facts = {"info": asdict(data.info), "fingerprint": data.fingerprint, "parameters": _sizes(method, config),
-                 **cut_captions(config, method, data), **machine.facts(accelerator.device)}
+        facts = {"info": asdict(data.info), "fingerprint": data.fingerprint, "started_in": os.getcwd(),
+                 "parameters": _sizes(method, config), **cut_captions(config, method, data), **machine.facts(accelerator.device)}
         for said in told(facts) if console is not None else ():
             console.print(said, style="yellow", highlight=False)
         checkpoint.write_text(folder / "config.yaml", configs.dump(config, facts))

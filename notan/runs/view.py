@@ -256,7 +256,7 @@ def _bracketed(host: str) -> str:
 
 def _top(asked: dict[str, str]) -> int:
     text = asked.get("top", "60")
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= MOST):
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST)) and 1 <= int(text) <= MOST):
         raise Refused(400, f"top is a number from 1 to {MOST}")
     return int(text)
 
