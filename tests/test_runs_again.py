@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from notan.methods import ga_dms, siglip
 from notan.methods._progress import Progress
 from notan.nets.protocols import DualEncoder
 from notan.runs.caption_data import caption_data
+from notan.runs.embed import embed
 from notan.runs.folder import Run
 from notan.runs.index import Index
 from notan.runs.probe import probe
@@ -109,6 +111,16 @@ def test_a_batch_of_one_row_has_nothing_to_be_set_against(made):
     one = {name: value[:1] for name, value in batch.items()}
     with pytest.raises(NotanError, match="a batch of one row has no negatives"):
         method.train().loss(one, Progress(step=1, steps=2, epoch=0, epochs=1))
+
+
+def test_rows_of_one_picture_are_one_in_an_index(home, tmp_path):
+    rows = [{"image": f"{i // 2}.png", "instruction": f"what {i % 2}?", "answer": COLOURS[i % 4]} for i in range(40)]
+    (home / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for data, count in ((str(home / "asked.jsonl"), 20), ("emoji-questions", 3022)):
+        embed(home / "run", data, out=tmp_path / "index")
+        names = [Index(tmp_path / "index").item(i)["name"] for i in range(Index(tmp_path / "index").count)]
+        assert len(names) == count                                      # 15,288 rows of the second show as many pictures
+        shutil.rmtree(tmp_path / "index")
 
 
 def test_captions_of_a_first_call_are_not_mixed_with_those_of_another(home, tmp_path):

@@ -60,9 +60,9 @@ def index(run: Any, data: str | Data, out: str | Path, *, split: str | None = No
     run: as `open_space` takes it, with `instruction` and `vector`. split: "train", "test", or both where None. Vectors have
     length 1, as `dtype` (default: the index's own, of a new one float16). precision: of the model, "auto" is bf16 where the
     machine multiplies it natively, else fp32. batch: rows at a time (default: 32 on a CPU, whose cache they fit, else 256).
-    Pictures are decoded at the model's own size, `fit` says how; they get thumbnails. What cannot be read is skipped,
-    named in the index, and tried again when it changes. Raises `NotanError` for more than the share `limit_bad` of that,
-    for data the model does not read, for an index of another model, and where another process writes to it.
+    Pictures are decoded at the model's own size, `fit` says how; they get thumbnails, and rows of one picture are one. What
+    cannot be read is skipped, named in the index, and tried again when it changes. Raises `NotanError` for more than the share
+    `limit_bad` of that, for data the model does not read, for an index of another model, and where another process writes to it.
     """
     if split not in (None, "train", "test"):
         raise NotanError(f"there is no split {split!r}", "train or test")
@@ -110,7 +110,7 @@ def _update(writer: Writer, space: Space, items: Items, kind: str, form: Form, b
     if gone:
         writer.append(np.zeros((0, 0)), [], [], dropped=gone)
     done, todo = Done(gone=len(gone)), []
-    for i in range(len(items)):
+    for i in items.pictures_once() if kind == "picture" else range(len(items)):
         key, stamp = items.id(i), items.stamp(i)
         if key in known and known[key][1] == stamp:
             continue
