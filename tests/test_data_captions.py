@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from notan import cli
 from notan.data import loader_of, open_data
+from notan.data.items import items_of
 from notan.errors import NotanError
 
 ROWS = 12
@@ -86,6 +88,31 @@ def tar(root: Path, texts: list[Any]) -> Path:
                 about.size = len(content)
                 file.addfile(about, io.BytesIO(content))
     return root
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("third", [None, "", "\xff"])
+def test_texts_beside_pictures_can_be_left_out(tmp_path, stream, third):
+    root = sidecars(tmp_path / "data", texts(third))
+    if third == "\xff":
+        (root / "3.txt").write_bytes(b"\xff")
+    with pytest.raises(NotanError, match="or --column text= to leave the texts out"):
+        open_data(root, stream=stream)
+    data = open_data(root, stream=stream, columns={"text": ""})
+    assert data.info.columns == ("image",) and len(data.train) + len(data.test) == ROWS
+    items = items_of(root, None, {"text": ""})
+    assert (len(items), items.columns, items.text(0)) == (ROWS, ("image",), "")
+    for columns in ({"text": "query"}, {"text": "", "label": ""}, {"captions": ""}):
+        with pytest.raises(NotanError, match=r"no columns to rename.*at most --column text="):
+            open_data(root, stream=stream, columns=columns)
+
+
+def test_a_command_leaves_texts_beside_pictures_out(tmp_path, capsys):
+    root = sidecars(tmp_path / "data", texts(None))
+    argv = ["train", "simclr", "--data", str(root), "--steps", "1", "--batch", "4", "--threads", "1", "--encoder",
+            "vit:dim=32,depth=1,heads=2,patch=3", "--out", str(tmp_path / "run")]
+    assert cli.main(argv) == 1 and "--column text=" in capsys.readouterr().err
+    assert cli.main([*argv, "--column", "text="]) == 0
 
 
 def texts(third: Any) -> list[Any]:

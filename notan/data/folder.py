@@ -18,6 +18,7 @@ from notan.data.raw import Raw
 from notan.errors import NotanError
 
 TRAIN = ("train", "training")
+LEFT_OUT = "--column text= to leave the texts out"
 VERSION = 1  # of what is noted of texts beside pictures
 TEST = ("test", "testing", "val", "valid", "validation", "dev", "eval")  # the first that is there
 
@@ -50,11 +51,19 @@ def pick_splits(names: list[str]) -> tuple[str, str]:
     return next((n for n in TRAIN if n in names), ""), next((n for n in TEST if n in names), "")
 
 
-def read_pictures(root: Path) -> Raw:
+def wants_texts(root: Path, columns: Mapping[str, str] | None) -> bool:
+    """Whether the texts beside pictures are read: {"text": ""} leaves them out. Raises NotanError for any other renaming."""
+    if columns and dict(columns) != {"text": ""}:
+        raise NotanError(f"{root} is a folder of pictures: it has no columns to rename",
+                         "at most --column text=, which leaves the texts beside them out", "leave out --column")  # fmt: skip
+    return not columns
+
+
+def read_pictures(root: Path, columns: Mapping[str, str] | None = None) -> Raw:
     """A folder of pictures, as `find_pictures` says, with the texts beside them: `captions` where some file has several,
     else `text`. Raises NotanError when a text has no line or is no UTF-8.
     """
-    raw, beside = find_pictures(root)
+    raw, beside = find_pictures(root, columns)
     texts = {split: [*lines_of(paths)] for split, paths in beside.items()}
     if texts:
         column = _column_of({split: [*map(len, every)] for split, every in texts.items()}, beside, root)
@@ -63,13 +72,15 @@ def read_pictures(root: Path) -> Raw:
     return raw
 
 
-def find_pictures(root: Path) -> tuple[Raw, dict[str, list[str]]]:
+def find_pictures(root: Path, columns: Mapping[str, str] | None = None) -> tuple[Raw, dict[str, list[str]]]:
     """A folder of pictures: the first folder below the root (or below train/, test/) is the class; and by split the files of
-    the texts that lie beside them (cat.txt beside cat.jpg), which are not read yet: {} where few pictures have one.
+    the texts that lie beside them (cat.txt beside cat.jpg), which are not read yet: {} where few pictures have one,
+    or `columns` leave them out.
 
     Pictures without class folders have no label. Raises NotanError when there are no pictures, or when some of them lack the
     text that most have.
     """
+    texts = wants_texts(root, columns)
     folders, notes = split_folders(root)
     there = {name: picture_files(folder) for name, folder in folders.items()}
     files = {name: pictures for name, (pictures, _) in there.items()}
@@ -90,7 +101,7 @@ def find_pictures(root: Path) -> tuple[Raw, dict[str, list[str]]]:
         splits[name] = {"image": Files(used, root)}
         if classes:
             splits[name]["label"] = np.array([classes.index(_class(p, folders[name])) for p in used], dtype=np.int64)
-    beside = _beside(splits, {path for _, others in there.values() for path in others}, root, notes)
+    beside = _beside(splits, {path for _, others in there.values() for path in others}, root, notes) if texts else {}
     ids = np.array([keys.word(os.path.relpath(p, root)) for p in splits["train"]["image"].paths], dtype=np.int64)
     every = [*(split["image"].paths for split in splits.values()), *beside.values()]
     stamp = stamp_of(path for paths in every for path in paths)
@@ -139,7 +150,7 @@ def _beside(splits: dict[str, dict[str, Any]], others: set[str], root: Path, not
         lacking = sorted(set(every) - others)
         raise NotanError(f"{len(lacking):,} of {len(every):,} pictures of {root} have no caption (first: "
                          f"{os.path.relpath(lacking[0], root)} is missing)", "a .txt of the same name beside every picture",
-                         "write them, or move these pictures elsewhere")  # fmt: skip
+                         f"write them, move these pictures elsewhere, or {LEFT_OUT}")  # fmt: skip
     if shared := [path for path, pictures in Counter(every).items() if pictures > 1]:
         notes.append(f"{len(shared):,} texts lie beside several pictures, and are captions of each "
                      f"({os.path.relpath(shared[0], root)} ...).")  # fmt: skip
@@ -152,7 +163,7 @@ def _column_of(lines: Mapping[str, Sequence[int]], beside: Mapping[str, Sequence
     if empty:
         raise NotanError(f"{len(empty):,} of {sum(map(len, beside.values())):,} caption files of {root} are empty (first: "
                          f"{os.path.relpath(empty[0], root)})", "a caption in each",
-                         "write them, or move these pictures elsewhere")  # fmt: skip
+                         f"write them, move these pictures elsewhere, or {LEFT_OUT}")  # fmt: skip
     return "captions" if any(count > 1 for every in lines.values() for count in every) else "text"
 
 
@@ -161,7 +172,7 @@ def _lines(path: str) -> list[str]:
         with open(path, encoding="utf-8-sig") as file:
             return [line.strip() for line in file if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise NotanError(f"{path} cannot be read ({error})", "a text in UTF-8", "repair or remove it") from error
+        raise NotanError(f"{path} cannot be read ({error})", "a text in UTF-8", f"repair it, or {LEFT_OUT}") from error
 
 
 def _class(path: str, root: Path) -> str:

@@ -34,7 +34,7 @@ def open_data(
     `spec` is a built-in source, a folder (of pictures by class, with or without train/ and test/; of parquet, jsonl or
     csv files, or of tars in WebDataset's layout; written by `datasets.save_to_disk`), such a file, several of them as
     shards-{000..009}.tar, or a name on the hub of `datasets`. `Data` is returned as it is. `columns` says what a table's
-    columns are: {"theirs": "image"}; an empty value leaves one out.
+    columns are: {"theirs": "image"}; an empty value leaves one out, as {"text": ""} does the texts beside pictures.
 
     Pictures become uint8 (C, S, S), one channel when all are grey, else three. S is `cache_side` (96 when None), never
     above the median of their shorter sides; `fit` is crop, pad or squash; beside a `segmentation` they keep their size.
@@ -118,8 +118,7 @@ def _streamed(spec: str, columns: Mapping[str, str] | None) -> streamed.Found:
     if files:
         name = path.name if kind == "folder" else path.stem
         return streamed.files(name, files, columns, cache_root(), notes)
-    _no_columns(path, columns)
-    found = streamed.pictures(path, cache_root())
+    found = streamed.pictures(path, cache_root(), columns)
     found.notes.extend(note for note in notes if note not in found.notes)
     return found
 
@@ -155,8 +154,7 @@ def _source(name: str, sources: dict[str, dict[str, Any]]) -> Raw:
 def _folder(path: Path, columns: Mapping[str, str] | None) -> Raw:
     files, notes = tables_of(path)
     if not files:
-        _no_columns(path, columns)
-        raw = folder.read_pictures(path)
+        raw = folder.read_pictures(path, columns)
         raw.notes += [note for note in notes if note not in raw.notes]
         return raw
     return _tables(path.name, files, columns, notes)
@@ -169,8 +167,3 @@ def _tables(name: str, files: Mapping[str, Sequence[Path]], columns: Mapping[str
     raw = tables.read_files(name, files, columns, cache_root())
     raw.notes += notes
     return raw
-
-
-def _no_columns(path: Path, columns: Mapping[str, str] | None) -> None:
-    if columns:
-        raise NotanError(f"{path} is a folder of pictures: it has no columns to rename", "", "leave out --column")

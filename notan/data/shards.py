@@ -173,7 +173,7 @@ def shards_of(folder: str | Path, columns: Mapping[str, str] | None = None, rows
         for shard in shards:
             shard.plan = plan
         return [*shards]
-    found, beside = find_pictures(Path(folder))
+    found, beside = find_pictures(Path(folder), columns)
     texts = column_beside(beside, Path(folder), cache_root())
     return [*file_shards(found.train["image"].paths, found.train.get("label"), str(folder), rows, texts)]
 

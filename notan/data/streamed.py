@@ -79,9 +79,9 @@ def whole(found: Found) -> Raw:
     return Raw(found.name, tables["train"], tables.get("test"), found.classes, found.notes, ids, found.stamp)
 
 
-def pictures(path: Path, cache: Path) -> Found:
+def pictures(path: Path, cache: Path, columns: Mapping[str, str] | None = None) -> Found:
     """A folder of pictures by class; without a test split it is the one that data that fits gets."""
-    raw, beside = folder.find_pictures(path)
+    raw, beside = folder.find_pictures(path, columns)
     texts = folder.column_beside(beside, path, cache)
     stores = raw.tables
     labels = {name: store.get("label") for name, store in stores.items()}
