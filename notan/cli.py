@@ -65,6 +65,9 @@ def parser(argv: list[str]) -> argparse.ArgumentParser:
     parts["doctor"].add_argument("what", metavar="RUN|DATA", help="a run folder, an index, or anything --data takes")
     parts["doctor"].add_argument("--stream", action="store_true", help="open the data as one that does not fit: look at the rows "
                                                                        "that a run with --stream keeps at hand")
+    parts["doctor"].add_argument("--column", action="append", default=[], metavar="THEIRS=OURS",
+                                 help="rename a column of the data, e.g. photo=image")
+    parts["doctor"].add_argument("--cache-side", type=int, metavar="PX", help="side of the cached pictures of the data")
     _claim_flags(parts["claim"])
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         raise NotanError(f"there is no command {argv[0]!r}", "one of " + ", ".join(COMMANDS),
@@ -437,7 +440,7 @@ def _export(args: argparse.Namespace) -> None:
 def _doctor(args: argparse.Namespace) -> int:
     from notan.runs.doctor import doctor
 
-    return doctor(args.what, _console(), args.stream)
+    return doctor(args.what, _console(), args.stream, _columns(args), args.cache_side)
 
 
 def _claim(args: argparse.Namespace) -> None:
@@ -461,15 +464,19 @@ def _settings(args: argparse.Namespace, entry: catalogue.Entry) -> dict[str, Any
     return found
 
 
-def _data_options(args: argparse.Namespace) -> dict[str, Any]:
+def _columns(args: argparse.Namespace) -> dict[str, str] | None:
     renames = {}
     for pair in args.column:
         theirs, equals, ours = pair.partition("=")
         if not equals:
             raise NotanError(f"--column {pair!r} has no '='", "THEIRS=OURS, e.g. photo=image", "write it so")
         renames[theirs] = ours
+    return renames or None
+
+
+def _data_options(args: argparse.Namespace) -> dict[str, Any]:
     return {"cache_side": args.cache_side, "fit": args.fit, "cache_limit_gb": args.cache_limit_gb,
-            "columns": renames or None, **({"limit_bad": args.limit_bad} if args.limit_bad != 0.01 else {}),
+            "columns": _columns(args), **({"limit_bad": args.limit_bad} if args.limit_bad != 0.01 else {}),
             **({"stream": True} if getattr(args, "stream", False) else {})}
 
 

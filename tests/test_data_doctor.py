@@ -1,12 +1,16 @@
 """The doctor names what is wrong, and has nothing to say where nothing is."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from notan import cli
 from notan.data.doctor import SEVERITIES, Finding, diagnose
+from notan.errors import NotanError
+from notan.runs.doctor import examine
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +95,29 @@ def test_one_class_and_no_label(tmp_path):
         write(tmp_path / "flat" / f"{i}.png", i)
     assert "there is one class" in whats(diagnose(tmp_path / "one"), "warning")
     assert "there is no label" in whats(diagnose(tmp_path / "flat"), "note")
+
+
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+def test_the_command_takes_columns_as_its_notes_advise(tmp_path, capsys, stream):
+    for i in range(12):
+        write(tmp_path / "data" / "files" / f"{i}.png", i)
+    rows = [{"photo_of": f"files/{i}.png", "words": f"number {i}"} for i in range(12)]
+    path = tmp_path / "data" / "t.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def said(*more):
+        status = cli.main(["doctor", str(path), *stream, *more])
+        return status, " ".join(capsys.readouterr().out.split())
+
+    status, found = said()
+    assert status == 1 and "say what a column is: --column theirs=image" in found
+    status, found = said("--column", "photo_of=image", "--cache-side", "8")
+    assert "Columns not used: words (--column words=NAME says what one is)" in found and "Pictures are kept at 8 x 8" in found
+    assert "a caption each, of 2 words" in said("--column", "photo_of=image", "--column", "words=text")[1]
+    assert cli.main(["doctor", str(path), *stream, "--column", "words"]) == 1 and "has no '='" in capsys.readouterr().err
+
+
+def test_a_run_has_no_columns_to_rename(tmp_path):
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(NotanError, match="is a run folder: no data is opened"):
+        examine(tmp_path, {"a": "image"})

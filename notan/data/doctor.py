@@ -51,10 +51,12 @@ def diagnose(
     return _sorted([*unreadable, *headers, *_of_rows(data), *_notes(notes)])
 
 
-def diagnose_stream(spec: str | os.PathLike, *, columns: Mapping[str, str] | None = None) -> list[Finding]:
+def diagnose_stream(
+    spec: str | os.PathLike, *, columns: Mapping[str, str] | None = None, cache_side: int | None = None
+) -> list[Finding]:
     """The same of data that does not fit, opened as a run with --stream would: of the rows that are kept at hand."""
     try:
-        data = open_data(spec, columns=columns, stream=True, limit_bad=1)
+        data = open_data(spec, columns=columns, cache_side=cache_side, stream=True, limit_bad=1)
     except NotanError as error:
         return [Finding("error", error.seen, error.fix or error.wanted)]
     bad = [note for note in data.notes if "cannot be read" in note]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ from notan.runs.folder import Run
 from notan.runs.index import Index, is_index
 
 
-def doctor(what: str | Path, console: Any, stream: bool = False) -> int:
+def doctor(what: str | Path, console: Any, stream: bool = False, columns: Mapping[str, str] | None = None,
+           cache_side: int | None = None) -> int:
     """Print findings about a run folder, an index or data, the worst first; the exit status is 1 when one is an error. With
-    `stream` the data is opened as one that does not fit.
+    `stream` the data is opened as one that does not fit; `columns` and `cache_side` are those of `open_data`.
     """
-    findings = diagnose_stream(str(what)) if stream else examine(what)
+    if stream:
+        findings = diagnose_stream(str(what), columns=columns, cache_side=cache_side)
+    else:
+        findings = examine(what, columns, cache_side)
     colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
     for f in sorted(findings, key=lambda f: list(colours).index(f.severity)):
         console.print(f"{f.severity}: {f.what}", style=colours[f.severity], highlight=False)
@@ -27,11 +32,15 @@ def doctor(what: str | Path, console: Any, stream: bool = False) -> int:
     return int(any(f.severity == "error" for f in findings))
 
 
-def examine(what: str | Path) -> list[Finding]:
-    """Findings about a run folder or an index, or else about data."""
-    if is_index(Path(what)):
-        return _index(Path(what))
-    return _run(Run(what)) if (Path(what) / "config.yaml").exists() else diagnose(str(what))
+def examine(what: str | Path, columns: Mapping[str, str] | None = None, cache_side: int | None = None) -> list[Finding]:
+    """Findings about a run folder or an index, or else about data, which is opened with the options."""
+    indexed, run = is_index(Path(what)), (Path(what) / "config.yaml").exists()
+    if not (indexed or run):
+        return diagnose(str(what), columns=columns, cache_side=cache_side)
+    if columns or cache_side:
+        raise NotanError(f"{what} is {'an index' if indexed else 'a run folder'}: no data is opened", "data to open with options",
+                         "leave out --column and --cache-side")
+    return _index(Path(what)) if indexed else _run(Run(what))
 
 
 def _run(run: Run) -> list[Finding]:
