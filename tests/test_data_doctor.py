@@ -121,3 +121,28 @@ def test_a_run_has_no_columns_to_rename(tmp_path):
     (tmp_path / "config.yaml").write_text("")
     with pytest.raises(NotanError, match="is a run folder: no data is opened"):
         examine(tmp_path, {"a": "image"})
+
+
+def test_rows_of_one_picture_are_no_copies(tmp_path):
+    """Two questions about each picture; in training one of them has a copy under another name, and so has one of each split."""
+    for split, first, count in (("train", 0, 60), ("test", 100, 20)):
+        for i in range(count):
+            write(tmp_path / split / f"{i}.png", first + i)
+    Image.new("RGB", (12, 12), "red").save(tmp_path / "train" / "7.png")
+    write(tmp_path / "train" / "8.png", 1, size=(12, 90))
+
+    def tables():
+        for split, count in (("train", 60), ("test", 20)):
+            rows = [{"image": f"../{split}/{i}.png", "instruction": asked, "answer": "yes"}
+                    for i in range(count) for asked in ("is it?", "is it not?")]  # fmt: skip
+            (tmp_path / split / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return whats(diagnose(tmp_path))
+
+    said = tables()
+    assert "repeat another" not in said and "also in training" not in said
+    assert "1 pictures are one flat colour: 7.png" in said
+    assert "1 pictures are over four times as long as wide: 8.png (90 x 12)" in said
+    shutil.copy(tmp_path / "train" / "1.png", tmp_path / "train" / "2.png")
+    shutil.copy(tmp_path / "train" / "3.png", tmp_path / "test" / "3.png")
+    said = tables()
+    assert "1 of 60 training pictures repeat another" in said and "1 of 20 test pictures are also in training" in said

@@ -86,6 +86,18 @@ def _pictures(raw: Raw) -> Iterator[Any]:
         yield from (store for name, store in table.items() if COLUMNS[name].picture)
 
 
+def _distinct(raw: Raw) -> Iterator[tuple[Any, np.ndarray]]:
+    """Pictures, and the first row of each."""
+    for table in raw.tables.values():
+        for name in (name for name in table if COLUMNS[name].picture):
+            yield table[name], _firsts(len(table[name]), table.get("picture_id") if name == "image" else None)
+
+
+def _firsts(rows: int, ids: Any) -> np.ndarray:
+    """The first row of each picture, int64 (N,): rows of one `picture_id` are one picture, asked about again."""
+    return np.arange(rows) if ids is None else np.sort(np.unique(np.asarray(ids), return_index=True)[1])
+
+
 def _unreadable(raw: Raw, side: int | None) -> Iterator[Finding]:
     form = choose_form(raw.tables, cache_root(), side, "crop", [])
     for pictures in _pictures(raw):
@@ -99,18 +111,18 @@ def _unreadable(raw: Raw, side: int | None) -> Iterator[Finding]:
 
 
 def _headers(raw: Raw) -> Iterator[Finding]:
-    for pictures in _pictures(raw):
-        width, height, channels = scan(pictures, cache_root()).T
+    for pictures, each in _distinct(raw):
+        width, height, channels = scan(pictures, cache_root())[each].T
         seen = width > 0
         short = np.minimum(width, height)
         tiny = np.flatnonzero(seen & (short < TINY))
         if len(tiny) and np.median(short[seen]) >= TINY:
-            named = [f"{pictures.name(i)} ({width[i]} x {height[i]})" for i in tiny]
+            named = [f"{pictures.name(each[i])} ({width[i]} x {height[i]})" for i in tiny]
             yield Finding("warning", f"{len(tiny):,} pictures are smaller than {TINY} pixels: {_some(named)}",
                           "remove them: enlarged, they are flat colour")  # fmt: skip
         thin = np.flatnonzero(seen & (np.maximum(width, height) > 4 * short) & (short >= TINY))
         if len(thin):
-            named = [f"{pictures.name(i)} ({width[i]} x {height[i]})" for i in thin]
+            named = [f"{pictures.name(each[i])} ({width[i]} x {height[i]})" for i in thin]
             yield Finding("warning", f"{len(thin):,} pictures are over four times as long as wide: {_some(named)}",
                           "--fit pad keeps the whole picture; crop keeps its centre square")  # fmt: skip
         grey = int((channels[seen] == 1).sum())
@@ -178,9 +190,11 @@ def _texts(data: Data) -> Iterator[Finding]:
 def _pixels(data: Data) -> Iterator[Finding]:
     """Exact duplicates and constant pictures, by the decoded pixels."""
     groups: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
-    flat = []
+    flat, total = [], {}
     for split, rows in (("train", data.train), ("test", data.test)):
-        for i, pixels in _each(rows):
+        shown = _firsts(len(rows), rows.values("picture_id") if "picture_id" in rows.columns else None)
+        total[split] = len(shown)
+        for i, pixels in _each(rows, shown):
             groups[hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()].append((split, i))
             if (pixels == pixels[:, :1, :1]).all():
                 flat.append(f"{_name(data, (split, i))}")
@@ -189,15 +203,15 @@ def _pixels(data: Data) -> Iterator[Finding]:
     if leaked:
         count = sum(split == "test" for group in leaked for split, _ in group)
         pairs = [f"{_name(data, group[0])} = {_name(data, group[-1])}" for group in leaked]
-        yield Finding("error" if count > 0.01 * len(data.test) else "warning",
-                      f"{count:,} of {len(data.test):,} test pictures are also in training: {_some(pairs)}",
+        yield Finding("error" if count > 0.01 * total["test"] else "warning",
+                      f"{count:,} of {total['test']:,} test pictures are also in training: {_some(pairs)}",
                       "remove them from one of the splits: a probe that has seen the answer measures nothing")  # fmt: skip
     inside = [[at for at in group if at[0] == "train"] for group in twice]
     inside = [group for group in inside if len(group) > 1]
     if inside:
         count = sum(len(group) - 1 for group in inside)
         pairs = [" = ".join(_name(data, at) for at in group[:2]) for group in inside]
-        yield Finding("warning", f"{count:,} of {len(data.train):,} training pictures repeat another: {_some(pairs)}",
+        yield Finding("warning", f"{count:,} of {total['train']:,} training pictures repeat another: {_some(pairs)}",
                       "remove the copies: contrastive methods would push equal pictures apart")  # fmt: skip
     if "label" in data.train.columns:
         labels = {"train": data.train.values("label"), "test": data.test.values("label")}
@@ -215,10 +229,10 @@ def _span(numbers: np.ndarray) -> str:
     return f"{low} to {high}" if low < high else f"{low}"
 
 
-def _each(rows: Rows, chunk: int = 512) -> Iterator[tuple[int, np.ndarray]]:
+def _each(rows: Rows, shown: np.ndarray, chunk: int = 512) -> Iterator[tuple[int, np.ndarray]]:
     images = rows.only("image")
-    for first in range(0, len(rows), chunk):
-        index = np.arange(first, min(first + chunk, len(rows)))
+    for first in range(0, len(shown), chunk):
+        index = shown[first : first + chunk]
         yield from zip(index.tolist(), images.take(index)["image"].numpy())
 
 
