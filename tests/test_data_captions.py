@@ -142,7 +142,7 @@ NO_CAPTIONS = r"column 'captions' has no captions in 1 of \d+ rows \(first: row 
     (jsonl, lists([]), NO_CAPTIONS), (parquet, lists([]), NO_CAPTIONS), (tar, lists([]), NO_CAPTIONS),
     (jsonl, lists(["a", None]), NO_CAPTIONS), (parquet, lists(["a", None]), NO_CAPTIONS), (tar, lists(["a", None]), NO_CAPTIONS),
     (sidecars, lists([" ", ""]), r"1 of 12 caption files .* are empty \(first: 3\.txt\)"),
-    (jsonl, lists("one text"), r"column 'captions' has a single text in 1 of 12 rows \(first: row 3\).*--column captions=text"),
+    (jsonl, lists("one text"), r"column 'captions' has a single text in 1 of 12 rows \(first: row 3\).*make every row a list"),
     (jsonl, texts(" ")[3:4] * ROWS, "column 'text' of data is blank in every row"),
     (parquet, lists([""])[3:4] * ROWS, "column 'captions' of data is blank in every row"),
 ])
@@ -166,6 +166,27 @@ def test_blank_strings_are_counted_and_kept(tmp_path, stream, make, cells, said)
     column = "captions" if "captions" in data.info.columns else "text"
     found = [cell for rows in (data.train, data.test) for cell in rows.take(np.arange(len(rows)))[column]]
     assert sorted(map(str, found)) == sorted(map(str, cells))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_single_text_as_captions_is_called_as_the_user_calls_it(tmp_path, stream):
+    path = jsonl(tmp_path / "data", texts("text 3"))
+    with pytest.raises(NotanError, match=r"column 'text' has a single text in every row.*one text a row: --column text=text"):
+        open_data(path, stream=stream, columns={"text": "captions"})
+
+
+def test_two_columns_of_texts_may_be_captions(tmp_path):
+    root = pictures(tmp_path / "data")
+    rows = [{"file_name": f"{i}.png", "first": f"a {i}", "second": f"b {i}"} for i in range(ROWS)]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(NotanError, match=r"would both become 'text'.*=captions") as said:
+        open_data(root, columns={"first": "text", "second": "text"})
+    assert "--column second= leaves it out, and --column first=captions --column second=captions makes" in said.value.fix
+    data = open_data(root, columns={"first": "captions", "second": "captions"})
+    assert data.train.take([0])["captions"][0][1].startswith("b ")
+    with pytest.raises(NotanError, match="would both become 'answer'") as said:
+        open_data(root, columns={"first": "answer", "second": "answer"})
+    assert "captions" not in said.value.fix
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -93,11 +93,13 @@ def check_texts(name: str, values: Any) -> None:
     bad = [i for i, v in enumerate(values) if not _are_texts(v)]
     if bad:
         single = isinstance(values[bad[0]], str)
+        every = all(isinstance(value, str) for value in values)
+        fix = "map that column to text instead: --column THEIRS=text" if every else "make every row a list"
         raise NotanError(
             f"column {name!r} has {'a single text' if single else 'no captions'} in {len(bad):,} of {len(values):,} rows "
             f"(first: row {bad[0]})",
             "a list of at least one string in every row",
-            f"for one text a row: --column {name}=text" if single else "fill or remove these rows",
+            fix if single else "fill or remove these rows",
         )
 
 
@@ -190,7 +192,9 @@ def rename(found: list[str], columns: Mapping[str, str] | None) -> dict[str, lis
             plan[ours] = [theirs]
     for ours, sources in plan.items():
         if len(sources) > 1 and ours not in ("features", "attributes", "captions"):
+            several = " ".join(f"--column {theirs}=captions" for theirs in sources)
+            both = f", and {several} makes them captions of one picture" if ours == "text" and "captions" not in plan else ""
             raise NotanError(
-                f"{' and '.join(sources)} would both become {ours!r}", "one", f"--column {sources[1]}= leaves it out"
+                f"{' and '.join(sources)} would both become {ours!r}", "one", f"--column {sources[1]}= leaves it out{both}"
             )
     return plan

@@ -82,6 +82,9 @@ class Plan:
 def values_of(ours: str, name: str, columns: list[list[Any]]) -> Any:
     """Cells of the columns (the first is called `name`) that feed `ours`, as a list or an array of its values."""
     if ours == "captions":
+        if len(columns) == 1 and len(columns[0]) and all(isinstance(cell, str) for cell in columns[0]):
+            raise NotanError(f"column {name!r} has a single text in every row", "a list of at least one string in every row",
+                             f"for one text a row: --column {name}=text")  # fmt: skip
         return columns[0] if len(columns) == 1 else [list(row) for row in zip(*columns)]
     if COLUMNS[ours].dtype == "str" or COLUMNS[ours].padded:
         return columns[0]
