@@ -465,13 +465,9 @@ def _settings(args: argparse.Namespace, entry: catalogue.Entry) -> dict[str, Any
 
 
 def _columns(args: argparse.Namespace) -> dict[str, str] | None:
-    renames = {}
-    for pair in args.column:
-        theirs, equals, ours = pair.partition("=")
-        if not equals:
-            raise NotanError(f"--column {pair!r} has no '='", "THEIRS=OURS, e.g. photo=image", "write it so")
-        renames[theirs] = ours
-    return renames or None
+    from notan.data.columns import renames
+
+    return renames(args.column)
 
 
 def _data_options(args: argparse.Namespace) -> dict[str, Any]:

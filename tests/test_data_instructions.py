@@ -163,11 +163,17 @@ TALK = [
 
 
 def test_turns_of_conversations_become_triples(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for x in "ab":
+        Image.new("L", (8, 8)).save(tmp_path / "pictures" / f"{x}.png")
     rows, note = conversations(spoken(tmp_path, TALK), tmp_path / "pictures")
     assert [(row["instruction"], row["answer"]) for row in rows] == [
         ("What is it?", "A dog."), ("Which colour?", "Brown."), ("How many?", "Two")]
     assert [row["image"] for row in rows] == [str(tmp_path / "pictures" / f"{x}.png") for x in "aab"]
     assert note == "3 turns about 2 pictures; left out: 1 entries without a picture, 1 empty turns."
+    (tmp_path / "pictures" / "b.png").unlink()
+    note = conversations(spoken(tmp_path, TALK), tmp_path / "pictures")[1]
+    assert note.endswith(f"1 of these pictures do not exist (first: {tmp_path / 'pictures' / 'b.png'}): is --images right?")
 
 
 @pytest.mark.parametrize(("entries", "said"), [
@@ -195,3 +201,21 @@ def test_the_command_writes_both(tmp_path, monkeypatch, capsys):
     (tmp_path / "q.json").write_text("{}")
     with pytest.raises(SystemExit):
         main(["--out", str(tmp_path / "asked")])
+
+
+def test_the_command_says_what_is_wrong_and_takes_columns(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NOTAN_CACHE", str(tmp_path / "home"))
+
+    def refused(*argv):
+        with pytest.raises(SystemExit) as stopped:
+            main([*argv, "--out", str(tmp_path / "asked")])
+        return str(stopped.value.code)                                  # a text is printed to stderr, and the status is 1
+
+    assert refused("--conversations", str(tmp_path / "none.json")).startswith("notan: ")
+    rows = [{"image": f"{'x' * (i + 1)}.png", "kind": ("cat", "dog")[i % 2]} for i in range(10)]
+    (tmp_path / "q.json").write_text(json.dumps([{"asked": ["what is it?"]}]))
+    argv = ["--data", table(tmp_path, rows), "--questions", str(tmp_path / "q.json")]
+    assert "notan: 1 questions for triples, which has 0 attributes and no label" in refused(*argv)
+    assert "has no '='" in refused(*argv, "--column", "kind")
+    main([*argv, "--column", "kind=label", "--out", str(tmp_path / "asked")])
+    assert "8 questions about 8 training pictures" in capsys.readouterr().out

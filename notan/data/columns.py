@@ -7,7 +7,7 @@ and `key` (see keys.py, int64). A new kind of data is one new entry here and now
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,6 +166,17 @@ ALIASES: dict[str, str] = {
     "img": "image", "picture": "image", "photo": "image", "image_path": "image", "file_name": "image",
     "filename": "image", "labels": "label", "class": "label", "caption": "text", "sentence": "text",
 }  # fmt: skip
+
+
+def renames(pairs: Sequence[str]) -> dict[str, str] | None:
+    """What --column says, `THEIRS=OURS` each, as {theirs: ours}; None where nothing is said."""
+    found = {}
+    for pair in pairs:
+        theirs, equals, ours = pair.partition("=")
+        if not equals:
+            raise NotanError(f"--column {pair!r} has no '='", "THEIRS=OURS, e.g. photo=image", "write it so")
+        found[theirs] = ours
+    return found or None
 
 
 def rename(found: list[str], columns: Mapping[str, str] | None) -> dict[str, list[str]]:

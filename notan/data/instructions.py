@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -166,7 +167,8 @@ def conversations(path: str | Path, images: str | Path | None = None) -> tuple[l
 
     path: JSON, a list of {"image": FILE, "conversations": [{"from": "human", "value": "<image>\\n..."}, {"from": "gpt",
     "value": ...}, ...]}. images: the folder that FILE is relative to, by default that of path. Entries without a picture, and
-    turns without a question or an answer, are left out and counted. Raises `NotanError` for what is not of this layout.
+    turns without a question or an answer, are left out and counted; pictures that do not exist are counted. Raises `NotanError`
+    for what is not of this layout.
     """
     path = Path(path)
     try:
@@ -192,8 +194,11 @@ def conversations(path: str | Path, images: str | Path | None = None) -> tuple[l
     if not rows:
         raise NotanError(f"{path} has {len(entries):,} entries and no turn about a picture",
                          "turns of human and gpt, with `image`")
-    return rows, (f"{len(rows):,} turns about {len({row['image'] for row in rows}):,} pictures; left out: {without:,} entries "
-                  f"without a picture, {empty:,} empty turns.")
+    shown = dict.fromkeys(row["image"] for row in rows)
+    absent = [place for place in shown if not os.path.exists(place)]
+    missing = f" {len(absent):,} of these pictures do not exist (first: {absent[0]}): is --images right?" if absent else ""
+    return rows, (f"{len(rows):,} turns about {len(shown):,} pictures; left out: {without:,} entries without a picture, "
+                  f"{empty:,} empty turns.{missing}")
 
 
 def _write_lines(path: Path, rows: Sequence[dict[str, str]]) -> None:
@@ -203,8 +208,16 @@ def _write_lines(path: Path, rows: Sequence[dict[str, str]]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    try:
+        _made(argv)
+    except NotanError as error:
+        sys.exit(f"notan: {error}")                                     # status 1
+
+
+def _made(argv: Sequence[str] | None) -> None:
     p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     p.add_argument("--data", help="pictures with attributes or labels: anything that `notan train --data` takes")
+    p.add_argument("--column", action="append", default=[], metavar="THEIRS=OURS", help="rename a column, e.g. kind=label")
     p.add_argument("--questions", type=Path, help="JSON: a list of {asked, answers}, one for each attribute")
     p.add_argument("--each", type=int, help="questions of each picture (default: all)")
     p.add_argument("--conversations", type=Path, help="JSON in the layout of LLaVA's instruction data")
@@ -219,9 +232,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if not (args.data and args.questions):
         p.error("either --conversations, or --data and --questions")
+    from notan.data.columns import renames
     from notan.data.open import open_data
 
-    made = instructed(open_data(args.data), read_questions(args.questions), each=args.each)
+    data = open_data(args.data, columns=renames(args.column))
+    made = instructed(data, read_questions(args.questions), each=args.each)
     print(f"{write(made, args.out)}: {made.notes[-1]}")
 
 
