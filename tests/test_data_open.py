@@ -367,3 +367,34 @@ def test_a_changed_caption_changes_the_data_and_a_few_texts_are_no_captions(tmp_
     (root / "1.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(NotanError, match=r"1\.txt cannot be read"):
         open_data(root)
+
+
+@pytest.mark.parametrize("name, content", [
+    ("a.jsonl", ""), ("a.jsonl", "\n \n"), ("a.json", "[]\n"), ("a.csv", ""), ("a.csv", "text,label\n\n"), ("a.tsv", "text\n"),
+])
+def test_a_file_without_rows_is_called_so(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(NotanError, match=rf"{name} has no rows.*at least one row"):
+        open_data(tmp_path / name)
+
+
+def test_the_file_without_rows_is_named_among_others(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lines, tables = tmp_path / "lines", tmp_path / "tables"
+    for root in (lines, tables):
+        root.mkdir()
+    for name, count in (("train-0", 4), ("train-1", 0), ("test", 0)):
+        (lines / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{i}"}) + "\n" for i in range(count)))
+    with pytest.raises(NotanError, match=r"test\.jsonl has no rows"):
+        open_data(lines)
+    (lines / "test.jsonl").unlink()
+    assert open_data(lines).rows == 3                                   # an empty part of a split does no harm
+    (lines / "train-0.jsonl").write_text('{"text"')
+    with pytest.raises(NotanError, match="cannot be read as json"):
+        open_data(lines)
+    for name, count in (("a", 4), ("b", 0)):
+        pq.write_table(pa.table({"text": pa.array([f"{i}" for i in range(count)], pa.string())}), tables / f"{name}.parquet")
+    with pytest.raises(NotanError, match=r"b\.parquet has no rows"):
+        open_data(tables)

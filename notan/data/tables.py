@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,32 @@ def read_files(name: str, files: Mapping[str, Sequence[Path]], columns: Mapping[
                 raise NotanError(f"{name} does not fit on the disk of {cache} ({cause})", "room for a copy of the tables",
                                  "free some space, set NOTAN_CACHE to another disk, or read the files where they are: "
                                  "--stream") from error  # fmt: skip
+            if empty := _rowless(files, suffix):
+                raise NotanError(f"{empty[0]} has no rows", "at least one row", "remove the file, or fill it") from error
             raise NotanError(f"{every[0]} cannot be read as {KINDS[suffix]} ({cause})", f"a {suffix} file") from error
     bases = {split: paths[0].parent for split, paths in files.items()}
     return from_splits(name, dict(found), columns, bases, stamp_of(sorted(map(str, every))))
+
+
+def _rowless(files: Mapping[str, Sequence[Path]], suffix: str) -> list[Path]:
+    """The files without rows that `datasets` cannot read: of parquet any, of texts those of a split that has no others."""
+    empty = {split: [path for path in paths if not _has_rows(path, suffix)] for split, paths in files.items()}
+    return [path for split, paths in empty.items() if suffix == ".parquet" or len(paths) == len(files[split]) for path in paths]
+
+
+def _has_rows(path: Path, suffix: str) -> bool:
+    """Whether a table file has a row, as far as can be told: True where it cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if suffix == ".parquet":
+            return pq.read_metadata(path).num_rows > 0
+        with open(path, "rb") as file:
+            lines = [*islice((text for line in file if (text := line.strip())), 2)]
+    except (OSError, pa.ArrowException):
+        return True
+    return len(lines) > (suffix in (".csv", ".tsv")) and lines != [b"[]"]
 
 
 def read_saved(folder: Path, columns: Mapping[str, str] | None) -> Raw:
