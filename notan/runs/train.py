@@ -81,6 +81,9 @@ def train(method: str, data: str | Data = "fashion-mnist", *, out: str | Path | 
         epochs=epochs, minutes=minutes, batch=batch, lr=lr, encoder=encoder, settings=settings, clip=clip,
         accumulate=accumulate, precision=precision, compile=compile, threads=threads, deterministic=deterministic,
         log_every=log_every, probe_every=probe_every, save_every=save_every, micro_batch=micro_batch)
+    if console is not None and world.is_main() and not isinstance(data, Data):
+        for note in opened.notes:
+            console.print(f"note: {note}", style="yellow", highlight=False)
     if console is not None and lr is None and world.is_main() and (said := too_fast(asked, recipe)):
         console.print(said, style="yellow", highlight=False)
     folder = Path(out) if out is not None else Path("runs") / f"{method}-{Path(spec).name}-{seed}"
