@@ -121,7 +121,7 @@ class Seeing(nn.Module):
 
     def _cut(self, texts: Sequence[str]) -> list[str]:
         """Texts of at most `context` tokens. Signs of the tokenizer's own, for a picture or the end of a turn, become spaces."""
-        for sign in {self.processor.image_token, *self.tokenizer.all_special_tokens}:
+        for sign in sorted({self.processor.image_token, *self.tokenizer.all_special_tokens}, key=lambda sign: (-len(sign), sign)):
             texts = [text.replace(sign, " ") for text in texts]
         ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return [self.tokenizer.decode(row[: self.context]) if len(row) > self.context else text for text, row in zip(texts, ids)]
@@ -257,7 +257,8 @@ def kept_readout(name: str) -> tuple[dict[str, Tensor], int]:
         return {}, 0
     try:
         with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in ("vector", "P.weight")}, int(file.metadata().get("image_size", 0))
+            about = file.metadata() or {}
+            return {key: file.get_tensor(key) for key in ("vector", "P.weight")}, int(about.get("image_size", 0))
     except (SafetensorError, OSError) as error:
         raise NotanError(f"{path} cannot be read ({error})", "the readout and the head that a run wrote",
                          "save the run again") from None
