@@ -50,7 +50,8 @@ def test_a_run_is_probed_embedded_and_inspected_on_its_own_data_with_its_own_col
     index = Index(tmp_path / "index")
     assert len(index) == 80 and index.item(0)["text"].startswith("a ")
     assert cli.main(["embed", str(home / "run"), "--out", str(tmp_path / "e.parquet")]) == 0
-    assert cli.main(["inspect", "gap", str(home / "run")]) == 0
+    assert cli.main(["inspect", "gap", str(home / "run"), "--out", str(tmp_path / "gap")]) == 0
+    assert cli.main(["train", "--config", str(home / "run" / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
     capsys.readouterr()
     assert cli.main(["embed", str(home / "run" / "image_encoder"), "--out", str(tmp_path / "e2")]) == 1
     assert "no data was named" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from notan.nets.seeing import kept_readout
 from notan.nets.text import build_text, cut
 from notan.probes.features import extract
 from notan.runs.checkpoint import full_disk_explained, make_folder
-from notan.runs.folder import Run
+from notan.runs.folder import Run, found_again
 from notan.views.geometry import floats, resize
 
 Encode = Callable[[dict[str, Any]], Tensor | dict[str, Tensor]]
@@ -112,11 +112,9 @@ def data_of(run: str | Path | Run | nn.Module, data: str | Data | None,
             raise NotanError(f"no data was named, and {name} does not say what data it was trained on", "--data DATA",
                              "name the data")
         run = Run(run)
-    spec, root = run.settings.data, run.facts.get("started_in", "")
-    if root and not os.path.exists(spec) and os.path.exists(os.path.join(root, spec)):
-        spec = os.path.join(root, spec)                                 # it was named from where the run was started
     own = {name: value for name, value in (run.settings.data_options or {}).items() if name != "stream"}
-    return spec, own | {name: value for name, value in options.items() if value not in (None, DEFAULTS.get(name))}
+    given = {name: value for name, value in options.items() if value not in (None, DEFAULTS.get(name))}
+    return found_again(run.settings.data, run.facts), own | given
 
 
 def called(source: str | Path | Run | nn.Module) -> str:

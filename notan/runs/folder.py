@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +73,12 @@ class Run:
     @cached_property
     def towers(self) -> list[str]:
         return list(self.settings.towers)
+
+
+def found_again(spec: str, facts: dict[str, Any]) -> str:
+    """Where a run's data is: as it was named, or from the folder in which the run was started."""
+    there = os.path.join(facts.get("started_in", ""), spec)
+    return there if not os.path.exists(spec) and os.path.exists(there) else spec
 
 
 def same_run(folder: Path, asked: Config) -> Config | None:

@@ -99,7 +99,7 @@ def write_single(run: Any) -> Path:
 
     method, pictures = run.method(), {}
     if hasattr(method, "pictures"):
-        rows = open_data(run.settings.data, **(run.settings.data_options or {})).test
+        rows = open_data(found_again(run.settings.data, run.facts), **(run.settings.data_options or {})).test
         index = np.arange(min(8, len(rows)))
         pictures = method.pictures({**rows.take(index), "key": torch.from_numpy(keys.row_keys(0, 0, index))})
     return write_report(run.path / "report.html", run_study(run, pictures))

@@ -31,7 +31,7 @@ from notan.runs.build import build_method, make_tokenizers, sided, too_fast
 from notan.runs.captions import cut_captions, told
 from notan.runs.config import Config
 from notan.runs.dump import dump
-from notan.runs.folder import Run, same_run
+from notan.runs.folder import Run, found_again, same_run
 from notan.runs.health import first_bad
 from notan.runs.log import Log, Profile, Teller
 from notan.runs.machine import Stopped
@@ -93,10 +93,10 @@ def train(method: str, data: str | Data = "fashion-mnist", *, out: str | Path | 
 def train_config(path: str | Path, *, out: str | Path | None = None, console: Any = None,
                  log: Log | None = None) -> Run:
     """Re-run a config.yaml, by default into `again/` beside it; with its own folder as `out` it goes on."""
-    asked, _ = configs.load(Path(path))
+    asked, facts = configs.load(Path(path))
     accelerator = machine.join(asked.precision)
     folder = Path(out) if out is not None else Path(path).parent / "again"
-    data = _open(asked.data, asked.data_options)
+    data = _open(found_again(asked.data, facts), asked.data_options)
     return _start(asked, data, folder, accelerator, resume=True, console=console, title=None, log=log)
 
 
