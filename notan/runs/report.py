@@ -96,6 +96,7 @@ def write_single(run: Any) -> Path:
     import torch
 
     from notan.data import open_data
+    from notan.runs.folder import found_again
 
     method, pictures = run.method(), {}
     if hasattr(method, "pictures"):
