@@ -96,7 +96,10 @@ def train_config(path: str | Path, *, out: str | Path | None = None, console: An
     asked, facts = configs.load(Path(path))
     accelerator = machine.join(asked.precision)
     folder = Path(out) if out is not None else Path(path).parent / "again"
-    data = _open(found_again(asked.data, facts), asked.data_options)
+    there = found_again(asked.data, facts)
+    data = _open(there, asked.data_options)
+    if not (folder / "config.yaml").exists():
+        asked = replace(asked, data=there)                              # a new run, which is started here
     return _start(asked, data, folder, accelerator, resume=True, console=console, title=None, log=log)
 
 
