@@ -98,7 +98,7 @@ def train_config(path: str | Path, *, out: str | Path | None = None, console: An
     folder = Path(out) if out is not None else Path(path).parent / "again"
     there = found_again(asked.data, facts)
     data = _open(there, asked.data_options)
-    if not (folder / "config.yaml").exists():
+    if folder.resolve() != Path(path).resolve().parent:
         asked = replace(asked, data=there)                              # a new run, which is started here
     return _start(asked, data, folder, accelerator, resume=True, console=console, title=None, log=log)
 
