@@ -99,12 +99,14 @@ def _made_for(spec: Any) -> int | None:
     """The side that a run or "hf:NAME" was made for, without its weights; None where it is no such thing, or does not say."""
     if not isinstance(spec, str):
         return None
-    if spec.startswith("hf:"):
-        config = described(spec[3:])
-        side = getattr(getattr(config, "vision_config", config), "image_size", None)
-        return side if isinstance(side, int) else None
-    run = Path(spec) / "config.yaml"
-    return configs.load(run)[1]["info"].get("image_size") if run.exists() else None
+    name = spec.removeprefix("hf:")
+    if (run := Path(name) / "config.yaml").exists():
+        return configs.load(run)[1]["info"].get("image_size")
+    if not spec.startswith("hf:") or (Path(name).exists() and not (Path(name) / "config.json").exists()):
+        return None                                                     # a .gguf file, or what whoever opens it will name
+    config = described(name)
+    side = getattr(getattr(config, "vision_config", config), "image_size", None)
+    return side if isinstance(side, int) else None
 
 
 def too_fast(config: Config, recipe: str) -> str:
