@@ -78,16 +78,16 @@ class Items:
         return store.read(row) if hasattr(store, "read") else np.asarray(store[np.array([row])])[0]
 
     def pictures_once(self) -> list[int]:
-        """The items whose picture no earlier one shows: the same file, or the same `picture_id` where there is such a column."""
+        """The items whose picture no earlier one shows: the same file, or in one split the same `picture_id`, where there is such a
+        column; splits may number their pictures each by itself.
+        """
         met: set[tuple[str, Any]] = set()
         found = []
         for i in range(len(self)):
             part, row = self.at(i)
             store = part.table["image"]
-            if "picture_id" in part.table:
-                of: tuple[str, Any] = ("id", int(part.table["picture_id"][row]))
-            else:
-                of = ("file", store.paths[row]) if isinstance(store, Files) else (part.name, row)
+            ids = part.table.get("picture_id")
+            of = ("", store.paths[row]) if isinstance(store, Files) else (part.name, row if ids is None else int(ids[row]))
             if of not in met:
                 met.add(of)
                 found.append(i)
