@@ -57,7 +57,7 @@ CLAIM = {
                 "earlier bases were given up: two that learned words from captions of pictures alone (600 steps at 64 px, 1,500 "
                 "at 32 px) and one of 1,200 steps at 32 px. The last pilot had 400 steps, not 500; most of what it gained was "
                 "colour.",
-    "uses": ["_train.py", "_composites.py"], "methods": ["focallens", "clip", "_pairs", "_contrast"],
+    "uses": ["_train.py", "_composites.py"], "methods": ["focallens", "clip", "_asked", "_pairs", "_contrast"],
     "minutes": 45,
 }
 

@@ -1,4 +1,4 @@
-"""Rows of pictures with instructions and answers: which come together in a batch, and which answers are the same."""
+"""Rows of pictures with instructions and answers: which come together in a batch, and what an answer is set against."""
 
 from __future__ import annotations
 
@@ -12,11 +12,25 @@ from notan.data import keys
 from notan.data.instructions import plain
 from notan.data.loader import shuffled
 from notan.errors import NotanError
+from notan.methods._contrast import both_ways, both_ways_by_label
+from notan.methods._pairs import first_caption
 
 
-def answer_numbers(answers: list[str]) -> Tensor:
-    """A number for each answer, equal where they are the same words apart from case and punctuation: int64 (B,), 0 and more."""
-    return torch.tensor([keys.word(plain(answer)) & (2**63 - 1) for answer in answers])
+def answer_contrast(z: Tensor, u: Tensor, answers: list[str], *, tau: Tensor, equal: bool) -> Tensor:
+    """Pictures z and answers u (n, d) against those of all ranks, both ways: (). Where `equal`, answers of the same words (apart
+    from case and punctuation) are right for each other's pictures.
+    """
+    if not equal:
+        return both_ways(z, u, tau=tau)
+    numbers = torch.tensor([keys.word(plain(answer)) & (2**63 - 1) for answer in answers], device=z.device)
+    return both_ways_by_label(z, u, numbers, tau=tau)
+
+
+def answers_of(batch: dict) -> list[str]:
+    """`answer`, or the texts of rows that have none; [] where there is neither."""
+    if "answer" in batch:
+        return batch["answer"]
+    return first_caption(batch) if "text" in batch or "captions" in batch else []
 
 
 def each_once(read: Callable[[list[str]], Tensor], texts: list[str]) -> Tensor:

@@ -58,7 +58,7 @@ def both_ways_by_label(q: Tensor, k: Tensor, labels: Tensor, *, tau: float | Ten
 def by_identity(q: Tensor, k: Tensor, identity: Tensor, *, tau: float | Tensor) -> Tensor:
     """SDM of this rank's pairs (n, D) twice in both directions, added up; what has one identity, int64 (n,), belongs together."""
     every = world.gather_plain(identity)
-    _own(q, len(every))
+    _check_negatives(len(every))
     loss = q.new_zeros(())
     for x, y in ((q, k), (k, q)):
         rows = sdm(x, world.gather(y), lambda i, j: identity[i, None] == every[j], tau=tau)
@@ -109,11 +109,11 @@ def near_targets(z: Tensor, targets: Tensor, key: Tensor, *, tau: float | Tensor
 def each_pair(q: Tensor, k: Tensor, *, tau: float | Tensor, bias: float | Tensor) -> Tensor:
     """SigLIP's loss, with the keys handed round: no rank holds those of all. The mean over rows of the sum over keys."""
     rows = torch.zeros(len(q), dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
-    own = torch.arange(len(q), device=q.device)
-    _own(q, len(world.gather_plain(own)))
+    own, whole = torch.arange(len(q), device=q.device), 0
     for rank, keys in world.ring(k):
         positive = own if rank == world.rank() else torch.full_like(own, -1)
-        rows = rows + sigmoid_contrast(q, keys, tau=tau, bias=bias, positive=positive)
+        rows, whole = rows + sigmoid_contrast(q, keys, tau=tau, bias=bias, positive=positive), whole + len(keys)
+    _check_negatives(whole)
     return world.mean(rows.sum(), len(rows))
 
 
@@ -137,6 +137,10 @@ def negative_entropy(z: Tensor, *, t: float) -> Tensor:
 
 def _own(x: Tensor, whole: int) -> Tensor:
     """Places of this rank's rows in the global batch. Raises `NotanError` where that has one row."""
+    _check_negatives(whole)
+    return world.offset(len(x)) + torch.arange(len(x), device=x.device)
+
+
+def _check_negatives(whole: int) -> None:
     if whole < 2:
         raise NotanError("a batch of one row has no negatives", "at least two rows", "raise --batch")
-    return world.offset(len(x)) + torch.arange(len(x), device=x.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from notan.errors import NotanError
@@ -64,6 +66,11 @@ def both(batch: dict, model: DualEncoder) -> dict[str, Tensor]:
     if "text" in batch or "captions" in batch:
         found["text"] = model.text(first_caption(batch))
     return found
+
+
+def learned_tau(log_scale: Tensor) -> Tensor:
+    """CLIP's temperature, e^-log_scale, held at 0.01 or more."""
+    return (-log_scale.clamp(max=math.log(100))).exp()
 
 
 def check_tau(tau: float, least: float) -> None:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from notan.methods._contrast import both_ways
-from notan.methods._pairs import check_tau, cropped, joint, one_caption, whole
+from notan.methods._pairs import check_tau, cropped, joint, learned_tau, one_caption, whole
 from notan.methods._progress import Progress
 from notan.nets.dual import Dual, head
 from notan.nets.protocols import ImageEncoder, TextEncoder
@@ -89,7 +89,7 @@ class CLIP(nn.Module):
 
     @property
     def tau(self) -> Tensor:
-        return (-self.log_scale.clamp(max=math.log(100))).exp()
+        return learned_tau(self.log_scale)
 
     def encode(self, batch: dict) -> dict[str, Tensor]:
         return joint(batch, self.image_encoder, self.image_head, self.text_encoder, self.text_head)

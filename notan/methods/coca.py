@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from notan import world
 from notan.errors import NotanError, check_between
 from notan.methods._contrast import both_ways
-from notan.methods._pairs import check_tau, cropped, first_caption, one_caption, whole
+from notan.methods._pairs import check_tau, cropped, first_caption, learned_tau, one_caption, whole
 from notan.methods._progress import Progress
 from notan.nets.captioner import CrossDecoder, Reading, likeliest
 from notan.nets.dual import head
@@ -171,7 +171,7 @@ class CoCa(nn.Module):
 
     @property
     def tau(self) -> Tensor:
-        return (-self.log_scale.clamp(max=math.log(100))).exp()
+        return learned_tau(self.log_scale)
 
     def encode(self, batch: dict) -> dict[str, Tensor]:
         found = {}

@@ -39,9 +39,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from notan.errors import NotanError
-from notan.methods._asked import answer_numbers, asked_batches, each_once
-from notan.methods._contrast import both_ways, both_ways_by_label
-from notan.methods._pairs import first_caption, whole
+from notan.methods._asked import answer_contrast, answers_of, asked_batches, each_once
+from notan.methods._pairs import learned_tau, whole
 from notan.methods._progress import Progress
 from notan.nets.protocols import DualEncoder
 
@@ -116,14 +115,11 @@ class FocalLens(nn.Module):
     def loss(self, batch: dict, progress: Progress) -> dict[str, Tensor]:
         z = self.focused(whole(batch, self.model.image_size), batch["instruction"])             # (B, d)
         u = self.words(batch["answer"])                                 # (B, d)
-        if not self.equal_answers:
-            return {"loss": both_ways(z, u, tau=self.tau), "tau": self.tau.detach()}
-        said = answer_numbers(batch["answer"]).to(z.device)
-        return {"loss": both_ways_by_label(z, u, said, tau=self.tau), "tau": self.tau.detach()}
+        return {"loss": answer_contrast(z, u, batch["answer"], tau=self.tau, equal=self.equal_answers), "tau": self.tau.detach()}
 
     @property
     def tau(self) -> Tensor:
-        return (-self.log_scale.clamp(max=math.log(100))).exp()
+        return learned_tau(self.log_scale)
 
     def focused(self, pixels: Tensor, instructions: list[str]) -> Tensor:
         """z of pixels (B, C, S, S) under an instruction each: (B, d), not normalised."""
@@ -147,8 +143,8 @@ class FocalLens(nn.Module):
         if "image" in batch:
             x = whole(batch, self.model.image_size)
             found["image"] = self.focused(x, batch["instruction"]) if "instruction" in batch else self.model.image(x)
-        if "answer" in batch or "text" in batch or "captions" in batch:
-            found["text"] = self.model.text(batch["answer"] if "answer" in batch else first_caption(batch))
+        if said := answers_of(batch):
+            found["text"] = self.model.text(said)
         return found
 
 

@@ -37,9 +37,8 @@ import torch
 from torch import Tensor, nn
 
 from notan.errors import check_between
-from notan.methods._asked import answer_numbers, asked_batches, each_once
-from notan.methods._contrast import both_ways, both_ways_by_label
-from notan.methods._pairs import check_tau, first_caption, whole
+from notan.methods._asked import answer_contrast, answers_of, asked_batches, each_once
+from notan.methods._pairs import check_tau, learned_tau, whole
 from notan.methods._progress import Progress
 from notan.nets.lora import add_lora
 from notan.nets.protocols import SeeingModel
@@ -104,11 +103,8 @@ class FocalLensMLLM(nn.Module):
     def loss(self, batch: dict, progress: Progress) -> dict[str, Tensor]:
         z = self.model.image(whole(batch, self.model.image_size), batch["instruction"])         # (B, d)
         u = each_once(self.model.text, batch["answer"])                 # (B, d)
-        tau = (-self.log_scale.clamp(max=math.log(100))).exp()
-        if not self.equal_answers:
-            return {"loss": both_ways(z, u, tau=tau), "tau": tau.detach()}
-        said = answer_numbers(batch["answer"]).to(z.device)
-        return {"loss": both_ways_by_label(z, u, said, tau=tau), "tau": tau.detach()}
+        tau = learned_tau(self.log_scale)
+        return {"loss": answer_contrast(z, u, batch["answer"], tau=tau, equal=self.equal_answers), "tau": tau.detach()}
 
     def batches(self, columns: dict[str, np.ndarray], batch_size: int, seed: int, epoch: int) -> np.ndarray:
         return asked_batches(columns, batch_size, self.turns, seed, epoch)
@@ -118,8 +114,8 @@ class FocalLensMLLM(nn.Module):
         found = {}
         if "image" in batch:
             found["image"] = self.model.image(whole(batch, self.model.image_size), batch.get("instruction"))
-        if "answer" in batch or "text" in batch or "captions" in batch:
-            found["text"] = self.model.text(batch["answer"] if "answer" in batch else first_caption(batch))
+        if said := answers_of(batch):
+            found["text"] = self.model.text(said)
         return found
 
 
