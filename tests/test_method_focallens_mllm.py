@@ -151,6 +151,7 @@ def test_it_goes_on_from_a_run_of_its_own(run, tmp_path):
 def test_a_released_model_by_a_recipe_for_fresh_weights_is_told():
     paper, small = (catalogue.method("focallens_mllm").recipes[name]["optimiser"] for name in ("paper", "small"))
     for spec, recipe, said in (("hf:me/mine", "small", "--recipe paper"), ("hf:me/mine", "paper", ""), ("runs/x", "small", "")):
-        config = SimpleNamespace(method="focallens_mllm", towers={"model": spec}, optimiser=small if recipe == "small" else paper)
-        found = too_fast(config, recipe)
+        config = SimpleNamespace(method="focallens_mllm", towers={"model": spec}, recipe=recipe,
+                                 optimiser=small if recipe == "small" else paper)
+        found = too_fast(config)
         assert said in found and bool(said) == bool(found)

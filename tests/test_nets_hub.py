@@ -9,7 +9,7 @@ import torch
 
 from notan.errors import NotanError
 from notan.nets.build import build_encoder, load_encoder, save_encoder
-from notan.nets.hub import HubEncoder, from_hub, sees
+from notan.nets.hub import HubEncoder, from_hub, reads_pictures
 from notan.nets.norm import GlobalBatchNorm2d
 from notan.nets.protocols import ImageEncoder, TokenEncoder
 
@@ -146,7 +146,7 @@ def _kinds():
 @pytest.mark.parametrize("kind", ["beit", "vit", "clip_vision", "clip", "bert", "clip_text"])
 def test_a_config_says_what_a_model_reads(kind):
     config, wanted = _kinds()[kind]                                     # BEiT has a vocabulary, of pictures' pieces
-    assert sees(config) == wanted
+    assert reads_pictures(config) == wanted
 
 
 def test_weights_of_a_hub_s_text_model_are_read_once_and_a_missing_name_is_asked_for_once(tmp_path, monkeypatch):

@@ -78,8 +78,9 @@ class Items:
         return store.read(row) if hasattr(store, "read") else np.asarray(store[np.array([row])])[0]
 
     def pictures_once(self) -> list[int]:
-        """The items whose picture no earlier one shows: the same file, or in one split the same `picture_id`, where there is such a
-        column; splits may number their pictures each by itself.
+        """The items whose picture no earlier one shows: the same file, or in one split the same `picture_id`.
+
+        Splits may number their pictures each by itself.
         """
         met: set[tuple[str, Any]] = set()
         found = []

@@ -108,7 +108,7 @@ def build_seeing(spec: str | dict[str, Any], info: DataInfo | None = None) -> Se
     """A language model that sees: "llava:dim=128,depth=3,tokenizer=FOLDER" with fresh weights, "hf:NAME|FOLDER" (image-text-to-
     text) with its own, or a folder (a run, or what `save_encoder` wrote); or the same as a dict with "name".
 
-    Raises `NotanError` for unknown names and options, and what cannot be loaded or takes pictures of another side.
+    Raises `NotanError` for unknown names and options, and what cannot be loaded.
     """
     side = None if info is None else info.image_size
     if isinstance(spec, str) and (spec.startswith("hf:") or Path(spec).is_dir()):

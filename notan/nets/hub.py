@@ -174,7 +174,7 @@ def described(source: str) -> Any:
         return AutoConfig.from_pretrained(source)
 
 
-def sees(config: Any) -> bool:
+def reads_pictures(config: Any) -> bool:
     """Whether a model of this config takes pictures, or has a part that does."""
     from transformers import MODEL_MAPPING
 

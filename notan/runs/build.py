@@ -109,9 +109,9 @@ def _made_for(spec: Any) -> int | None:
     return side if isinstance(side, int) else None
 
 
-def too_fast(config: Config, recipe: str) -> str:
+def too_fast(config: Config) -> str:
     """A sentence where a released model begins by a recipe for fresh weights though another recipe is made for it; else ""."""
-    recipes = catalogue.method(config.method).recipes
+    recipes, recipe = catalogue.method(config.method).recipes, config.recipe
     released = [name for name, spec in config.towers.items() if _released(spec) and not _released(recipes[recipe].get(name))]
     other = next((other for other, r in recipes.items() if any(_released(r.get(name)) for name in released)), "")
     if not other:

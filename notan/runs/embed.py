@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from notan.errors import NotanError
 from notan.methods._inputs import whole
 from notan.methods._pairs import first_caption
 from notan.nets.build import build_dual, build_encoder, build_seeing, is_dual, load_encoder
-from notan.nets.hub import described, sees
+from notan.nets.dual import RELEASED
+from notan.nets.hub import described, reads_pictures
 from notan.nets.protocols import DualEncoder, LanguageModel, NumberEncoder, SeeingModel, TextEncoder
 from notan.nets.seeing import kept_readout
 from notan.nets.text import build_text, cut
@@ -30,7 +32,7 @@ from notan.views.geometry import floats, resize
 
 Encode = Callable[[dict[str, Any]], Tensor | dict[str, Tensor]]
 ROWS = 4096                                                             # held in memory at a time
-DEFAULTS = {"fit": "crop", "cache_limit_gb": 8.0, "limit_bad": 0.01}     # of options of data
+DEFAULTS = {name: option.default for name, option in signature(open_data).parameters.items()}
 OTHERS = (".csv", ".tsv", ".json", ".jsonl", ".npy", ".npz", ".pt", ".pkl", ".h5", ".hdf5", ".feather", ".arrow", ".txt", ".xlsx")
 
 
@@ -267,14 +269,21 @@ def load_tower(source: str | Path) -> Any:
     """The encoder of a run, of an encoder folder, or of "hf:NAME", of pictures or of texts, in eval mode; of a released CLIP both
     its encoders.
     """
+    if str(source).startswith("hf:"):
+        return _hub_builder(str(source)[3:])(str(source)).eval()
     if is_dual(str(source)):
         return build_dual(str(source)).eval()
-    if str(source).startswith("hf:"):
-        config = described(str(source)[3:])
-        if sees(config) and hasattr(config, "text_config") and kept_readout(str(source)[3:])[0]:
-            return build_seeing(str(source)).eval()
-        return (build_encoder if sees(config) else build_text)(str(source)).eval()
     return Run(source).encoder() if (Path(source) / "config.yaml").exists() else load_encoder(source)
+
+
+def _hub_builder(name: str) -> Callable[[str], Any]:
+    """What builds a model of the hub, as its config says."""
+    config = described(name)
+    if config.model_type in RELEASED:
+        return build_dual
+    if not reads_pictures(config):
+        return build_text
+    return build_seeing if hasattr(config, "text_config") and kept_readout(name)[0] else build_encoder
 
 
 def _tables(encode: Encode, rows: Rows, classes: tuple[str, ...], batch: int) -> Iterator[Any]:

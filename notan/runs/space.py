@@ -98,8 +98,9 @@ def _of_run(run: Run, vector: str | None, instruction: str | None, device: torch
 
 
 def _of_tower(encoder: Any, name: str, instruction: str | None, device: torch.device) -> Space:
+    reader = reader_of(encoder)
     if instruction is not None:
-        check_heard(reader_of(encoder), instruction)
+        check_heard(reader, instruction)
 
     def pixels(x: Tensor) -> Tensor:
         x = fitted(x.to(device), encoder.channels, encoder.image_size)
@@ -117,9 +118,9 @@ def _of_tower(encoder: Any, name: str, instruction: str | None, device: torch.de
     weights = fingerprint(encoder)
     if isinstance(encoder, (DualEncoder, SeeingModel)):
         return Space(name, weights, pictures=pixels, texts=words, side=encoder.image_size, channels=encoder.channels,
-                     reader=getattr(encoder, "text_encoder", encoder))
+                     reader=reader)
     if isinstance(encoder, (TextEncoder, LanguageModel)):
-        return Space(name, weights, texts=words, reader=encoder)
+        return Space(name, weights, texts=words, reader=reader)
     if isinstance(encoder, NumberEncoder):
         return Space(name, weights, numbers=numbers)
     if not isinstance(encoder, ImageEncoder):

@@ -84,7 +84,7 @@ def train(method: str, data: str | Data = "fashion-mnist", *, out: str | Path | 
     if console is not None and world.is_main() and not isinstance(data, Data):
         for note in opened.notes:
             console.print(f"note: {note}", style="yellow", highlight=False)
-    if console is not None and lr is None and world.is_main() and (said := too_fast(asked, recipe)):
+    if console is not None and lr is None and world.is_main() and (said := too_fast(asked)):
         console.print(said, style="yellow", highlight=False)
     folder = Path(out) if out is not None else Path("runs") / f"{method}-{Path(spec).name}-{seed}"
     return _start(asked, opened, folder, accelerator, resume=resume, console=console, title=title, log=log)
