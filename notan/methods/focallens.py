@@ -48,7 +48,7 @@ CARD = {
     "title": "FocalLens: Instruction Tuning Enables Zero-Shot Conditional Image Representations", "arxiv": "2504.08368",
     "year": 2025, "needs": ["image", "instruction", "answer"], "task": "features", "exports": ["safetensors"],
     "exports_why": "two encoders and a joint space have no stock class that reads an instruction beside the patches",
-    "keyed": False,
+    "keyed": False, "contrasts_rows": True,
     "claim": "Tuned on pictures with instructions and answers, one encoder gives for each instruction the features it asks for, "
              "which one fixed vector cannot.",
     "paper": "As reported: over CLIP +5 points on SugarCrepe and +10 on MMVP-VLM on average; retrieval by 29 attributes of "

@@ -48,7 +48,7 @@ CARD = {
     "title": "FocalLens: Instruction Tuning Enables Zero-Shot Conditional Image Representations", "arxiv": "2504.08368",
     "year": 2025, "needs": ["image", "instruction", "answer"], "task": "features", "exports": ["safetensors"],
     "exports_why": "a language model that sees is no graph of one input; its folder opens in transformers as it is",
-    "keyed": False,
+    "keyed": False, "contrasts_rows": True,
     "claim": "A language model that sees, tuned on pictures with instructions and answers, gives for each instruction the "
              "features it asks for.",
     "paper": "As reported: retrieval by 29 attributes of CelebA, scaled mAP 22.7, where its form on CLIP has 21.3 and CLIP 13.6.",
